@@ -1,0 +1,60 @@
+"""LoRA in and out, in the format that stock diffusers pipelines load."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from diffpref.config import LoraSettings
+from diffpref.families import Family, family_of
+
+ADAPTER = "default"
+
+# The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one of its keys.
+METADATA_KEYS = (
+    "r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias",
+)  # fmt: skip
+
+
+def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: int) -> None:
+    """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity. Raises ValueError for targets it lacks."""
+    denoiser.requires_grad_(False)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,
+        target_modules=settings.target_modules or list(family.lora_targets),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        lora_dropout=settings.dropout,
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser.add_adapter(config, adapter_name=ADAPTER)
+    cast_training_params([denoiser], dtype=torch.float32)
+
+
+def lora_state_dict(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """The adapter's weights under diffusers' keys, fp32: lora.down/lora.up for a UNet, lora_A/lora_B for a transformer."""
+    weights = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(denoiser).items()}
+    return convert_state_dict_to_diffusers(weights) if prefix == "unet" else weights
+
+
+def lora_metadata(denoiser: nn.Module) -> dict:
+    """The scale's ingredients; without them a file with alpha ≠ rank or rsLoRA loads with the wrong scale."""
+    config = denoiser.peft_config[ADAPTER].to_dict()
+    return {key: sorted(v) if isinstance(v := config[key], set) else v for key in METADATA_KEYS}
+
+
+def save_lora(pipe: DiffusionPipeline, denoiser: nn.Module, folder: Path) -> Path:
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` of any stock pipeline of the family takes."""
+    prefix = family_of(pipe).denoiser
+    layers = {f"{prefix}_lora_layers": lora_state_dict(denoiser, prefix)}
+    metadata = {f"{prefix}_lora_adapter_metadata": lora_metadata(denoiser)}
+    type(pipe).save_lora_weights(save_directory=folder, safe_serialization=True, **layers, **metadata)
+    return folder / "pytorch_lora_weights.safetensors"

@@ -1,0 +1,89 @@
+"""What passes between the stages: one small frozen dataclass each.
+
+N items (one image with one prompt, one timestep, one noise), P comparisons between items, G groups of items; a pair is a group
+of two. C,h,w latent channels and sides; L text tokens, D their width.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How the N items of a batch belong together.
+
+    group [N]: each item's group, numbered 0..G-1.  pairs [P,2]: (chosen, rejected) item indices.  weight [P]: of each comparison.
+    """
+
+    group: Tensor
+    pairs: Tensor
+    weight: Tensor
+
+    @property
+    def chosen(self) -> Tensor:
+        """Item indices of the winners, [P]."""
+        return self.pairs[:, 0]
+
+    @property
+    def rejected(self) -> Tensor:
+        """Item indices of the losers, [P]."""
+        return self.pairs[:, 1]
+
+    def to(self, device: torch.device) -> "Structure":
+        """The same structure on another device."""
+        return Structure(self.group.to(device), self.pairs.to(device), self.weight.to(device))
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """images [N,3,H,W] in [-1,1]; prompts, N strings; original_size, crop_top_left [N,2] (height, width) and (top, left) in
+    pixels; keys, one int per group that identifies its random draws; how the items belong together in `structure`."""
+
+    images: Tensor
+    prompts: list[str]
+    original_size: Tensor
+    crop_top_left: Tensor
+    keys: list[int]
+    structure: Structure
+
+
+Conditioning = dict[str, Tensor]  # whatever a family's denoiser takes beside x_t and t; each [N, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """latents [N,C,h,w] in the denoiser's scale, fp32; conditioning per item; keys and structure of the batch."""
+
+    latents: Tensor
+    conditioning: Conditioning
+    keys: list[int]
+    structure: Structure
+
+
+@dataclass(frozen=True)
+class Noised:
+    """x_t, target [N,C,h,w] fp32; t [N] as the denoiser takes it; level [N] in [0,1), the position in the schedule, 0 = clean."""
+
+    x_t: Tensor
+    target: Tensor
+    t: Tensor
+    level: Tensor
+
+
+@dataclass(frozen=True)
+class Errors:
+    """policy [N] = e_θ, mean squared error over all elements, fp32, with graph.
+    advantage [N] = e_ref − e_θ: positive where the policy fits the item better than the reference; None without a reference."""
+
+    policy: Tensor
+    advantage: Tensor | None = None
+
+    def detach(self) -> "Errors":
+        """The same numbers without the graph, for metrics."""
+        return replace(self, policy=self.policy.detach(), advantage=None if self.advantage is None else self.advantage.detach())
+
+
+Metrics = dict[str, Any]

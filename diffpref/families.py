@@ -1,0 +1,135 @@
+"""The only file that knows one family of pipelines from another: what its denoiser takes, what its latents mean.
+
+A family is one row of FAMILIES: a few functions over stock diffusers pipelines. Adding one touches nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from diffpref.batch import Conditioning, PreferenceBatch
+from diffpref.config import ModelConfig
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the flow needs to know of a pipeline class.
+
+    denoiser: attribute of the pipeline, and prefix of its LoRA keys.
+    lora_targets: module name endings that a LoRA adapts by default.
+    encode_prompts: (pipeline, N prompts) -> conditioning [N,...] as the pipeline itself would make it.
+    describe: (batch, conditioning) -> conditioning with what depends on the picture and not on the prompt.
+    denoise: (denoiser, x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w].
+    """
+
+    denoiser: str
+    lora_targets: tuple[str, ...]
+    encode_prompts: Callable[[DiffusionPipeline, list[str]], Conditioning]
+    describe: Callable[[PreferenceBatch, Conditioning], Conditioning]
+    denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+
+
+def keep(batch: PreferenceBatch, conditioning: Conditioning) -> Conditioning:
+    """Nothing about the picture itself."""
+    return conditioning
+
+
+# --- Stable Diffusion 1.x and 2.x ---------------------------------------------------------------------------------------
+
+
+def encode_sd(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
+    """prompt_embeds [N,L,D]."""
+    return {"prompt_embeds": pipe.encode_prompt(prompts, pipe.device, 1, False)[0]}
+
+
+def denoise_sd(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+    """UNet with cross-attention."""
+    return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], return_dict=False)[0]
+
+
+# --- SDXL ---------------------------------------------------------------------------------------------------------------
+
+
+def encode_sdxl(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
+    """prompt_embeds [N,L,D], pooled [N,D']. The empty prompt is zeros where the pipeline's own guidance uses zeros."""
+    embeds, _, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device, do_classifier_free_guidance=False)
+    if pipe.config.force_zeros_for_empty_prompt:
+        kept = torch.tensor([bool(p) for p in prompts], device=embeds.device)
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+    return {"prompt_embeds": embeds, "pooled": pooled}
+
+
+def describe_sdxl(batch: PreferenceBatch, c: Conditioning) -> Conditioning:
+    """time_ids [N,6]: each picture's own original size, crop corner, and the size trained at."""
+    size = torch.tensor(batch.images.shape[-2:]).expand(len(batch.images), 2)
+    time_ids = torch.cat([batch.original_size, batch.crop_top_left, size], dim=1)
+    return c | {"time_ids": time_ids.to(c["pooled"])}
+
+
+def denoise_sdxl(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+    """UNet with two text encoders and size conditioning."""
+    added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
+    return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
+
+
+# --- Stable Diffusion 3 -------------------------------------------------------------------------------------------------
+
+
+def encode_sd3(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
+    """prompt_embeds [N,L,D] (two CLIPs and T5, or zeros for an absent T5), pooled [N,D']."""
+    embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, device=pipe.device, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds, "pooled": pooled}
+
+
+def denoise_sd3(transformer: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+    """Flow transformer; predicts v = ε − x0."""
+    embeds, pooled = c["prompt_embeds"], c["pooled"]
+    return transformer(x_t, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=t, return_dict=False)[0]
+
+
+SD3_TARGETS = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": Family("unet", ATTENTION, encode_sd, keep, denoise_sd),
+    "StableDiffusionXLPipeline": Family("unet", ATTENTION, encode_sdxl, describe_sdxl, denoise_sdxl),
+    "StableDiffusion3Pipeline": Family("transformer", SD3_TARGETS, encode_sd3, keep, denoise_sd3),
+}
+
+
+# --- loading ------------------------------------------------------------------------------------------------------------
+
+
+def family_of(pipe: DiffusionPipeline) -> Family:
+    """The family of a pipeline. Raises ValueError for a class that FAMILIES does not hold."""
+    name = type(pipe).__name__
+    if name not in FAMILIES:
+        raise ValueError(f"{name} is of no family known here; known pipelines: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
+    """Load a stock pipeline, safetensors only. Raises ValueError, naming the path and the mend, when that is not one."""
+    path = config.pretrained_model_name_or_path
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+        raise ValueError(
+            f"model.pretrained_model_name_or_path: {path} is not a diffusers pipeline (no model_index.json in it);"
+            " give a folder that pipe.save_pretrained() wrote, or a hub id"
+        )
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            path,
+            revision=config.revision,
+            variant=config.variant,
+            torch_dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.pretrained_model_name_or_path: cannot load a pipeline from {path!r}: {error}") from error
+    family_of(pipe)
+    return pipe
