@@ -169,7 +169,7 @@ def save_classifier(model: Classifier, path: Path) -> None:
 def load_classifier(path: Path = CLASSIFIER) -> Classifier:
     """The trained classifier, in fp32 and eval mode; loaded once. Raises FileNotFoundError when it is not there."""
     if not Path(path).exists():
-        raise FileNotFoundError(f"no classifier at {path}; python -m diffpref.emoji_world.classifier --out {path} makes it")
+        raise FileNotFoundError(f"no classifier at {path}; python -m diffpref.emoji_world.classifier makes it")
     with safe_open(path, "pt") as file:
         fields = json.loads(file.metadata()["config"])
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
