@@ -1,4 +1,4 @@
-"""Tiny random pipelines out of the real diffusers and transformers classes: no download, 32-pixel pictures, 8x8 latents."""
+"""Tiny random pipelines out of real diffusers and transformers classes: 32-pixel pictures, 8x8 latents; no download."""
 
 import torch
 from diffusers import (
