@@ -1,7 +1,7 @@
 """Pictures with paired seeds: what is compared differs only in the weights.
 
-Each picture has its own CPU generator: it depends on its prompt, its seed and the weights, and but for float rounding not on
-the batch or the device it was made in.
+Each picture has its own CPU generator: it depends on its prompt, its seed and the weights; not, but for float
+rounding, on the batch or the device it was made in.
 """
 
 import copy
