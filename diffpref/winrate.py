@@ -4,7 +4,7 @@ Pictures of one prompt are not independent, whatever their seeds, so the interva
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL.Image import Image
@@ -27,6 +27,10 @@ class WinRate:
     ties: int
     clusters: int
     confidence: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For report.json."""
+        return asdict(self)
 
     def __str__(self) -> str:
         ties = f"{self.ties} tie{'' if self.ties == 1 else 's'}"
@@ -90,7 +94,9 @@ def checked(after: np.ndarray, before: np.ndarray, clusters: Sequence[str]) -> t
     """Both as float64 [N], or ValueError."""
     after, before = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
     if not after.shape == before.shape == (len(clusters),):
-        raise ValueError(f"{after.shape} scores after, {before.shape} before, {len(clusters)} clusters: they differ in length")
+        raise ValueError(
+            f"{after.shape} scores after, {before.shape} before, {len(clusters)} clusters differ in length"
+        )
     bad_after, bad_before = (int((~np.isfinite(x)).sum()) for x in (after, before))
     if bad_after or bad_before:
         raise ValueError(
