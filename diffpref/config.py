@@ -295,6 +295,8 @@ def validate(config: Config) -> Config:
         raise ValueError("model.tuning full has no adapter to switch off; set reference.kind to frozen_copy")
     if config.judge.judge and not config.sample.prompts:
         raise ValueError("judge.judge needs pictures to judge; give sample.prompts")
+    if config.judge.judge and isinstance(config.sample.prompts, list) and len(set(config.sample.prompts)) < 2:
+        raise ValueError("judge.judge needs two or more prompts: the win rate's interval is clustered by prompt")
     return config
 
 
@@ -341,7 +343,7 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     parser = config_parser()
     try:
         parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        instance = parser.instantiate_classes(parsed)
+        instance = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(explain(error)) from error
     return validate(Config(**{f.name: getattr(instance, f.name) for f in fields(Config)}))

@@ -3,6 +3,7 @@
 A family is one row of FAMILIES: a few functions over stock diffusers pipelines. Adding one touches nothing else.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,13 @@ def family_of(pipe: DiffusionPipeline) -> Family:
     return FAMILIES[name]
 
 
+def absent_components(path: str) -> dict[str, None]:
+    """Components a local pipeline was saved without, such as SD3's T5; diffusers wants to be told so again."""
+    index = Path(path) / "model_index.json"
+    components = json.loads(index.read_text()) if index.is_file() else {}
+    return {name: None for name, origin in components.items() if origin == [None, None]}
+
+
 def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
     """Load a stock pipeline, safetensors only. Raises ValueError, naming the path and the mend, when that is not one."""
     path = config.pretrained_model_name_or_path
@@ -124,9 +132,10 @@ def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             path,
+            **absent_components(path),
             revision=config.revision,
             variant=config.variant,
-            torch_dtype=getattr(torch, config.dtype),
+            dtype=getattr(torch, config.dtype),
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:

@@ -1,7 +1,6 @@
 """The loop: a batch travels data → encode → noise → predict → errors → objective → optimiser."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import yaml
@@ -194,18 +193,12 @@ class Trainer:
 
     # --- the whole ------------------------------------------------------------------------------------------------------
 
-    def sampling(self) -> AbstractContextManager:
-        """Precision of drawing: fp32 masters on a half-precision base compute in the base's precision."""
-        base = getattr(torch, self.config.model.dtype)
-        mixed = base != torch.float32 and self.dtype == torch.float32
-        return torch.autocast(self.accelerator.device.type, dtype=base) if mixed else nullcontext()
-
     def run(self) -> dict:
         """Pictures of the base, training, pictures of the policy, verdict; returns the report."""
         started = time.perf_counter()
         self.open_run()
         main, seconds = self.accelerator.is_main_process, {}
-        verdict = Verdict(self.config, self.pipe, self.prompts, self.sampling) if main and self.prompts else None
+        verdict = Verdict(self.config, self.pipe, self.prompts) if main and self.prompts else None
         if verdict:
             verdict.draw_base()
         drawn = time.perf_counter()
@@ -216,7 +209,7 @@ class Trainer:
         report = {}
         if main:
             self.save()
-            verdict = verdict or Verdict(self.config, self.pipe, [], self.sampling)
+            verdict = verdict or Verdict(self.config, self.pipe, [])
             seconds = {"before": drawn - started, "train": trained - drawn}
             report = verdict.conclude(self.facts(start), seconds, started)
         self.accelerator.end_training()

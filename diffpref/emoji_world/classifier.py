@@ -222,7 +222,7 @@ def style_share(images: list[Image]) -> np.ndarray:
     return np.bincount(classify(images)[1].argmax(axis=1), minlength=len(STYLES)) / len(images)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--artwork", type=Path, default=ARTWORK, help="data set written by diffpref.emoji_world.build")
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--validate", action="store_true", help="first train a copy without 8 %% of the pairs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     art = load_artwork(args.artwork)
     config = ClassifierConfig(art.concepts, STYLES, art.size, tuple(args.widths))

@@ -163,11 +163,11 @@ def favourite_style(images: list[Image], prompts: list[str]) -> np.ndarray:
     return classify(images)[1][:, STYLES.index(favourite)]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     users = make_population(args.seed)
     args.out.write_text("[\n" + ",\n".join(json.dumps(asdict(user)) for user in users) + "\n]\n")
     print(f"{len(users)} users in {args.out}")

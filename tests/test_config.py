@@ -1,0 +1,101 @@
+"""A configuration that cannot work is refused with the key in the message."""
+
+import dataclasses
+import pathlib
+
+import pytest
+import yaml
+
+from diffpref.config import LIMITS, Config, config_hash, known_keys, load_config, to_dict
+
+BASE = {"name": "run", "model": {"pretrained_model_name_or_path": "base"}, "data": {"path": "pairs.parquet"}}
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def load(folder, *overrides: str, **sections) -> Config:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(BASE | sections))
+    return load_config(["--config", str(path), *overrides])
+
+
+def test_file_then_command_line(tmp_path):
+    config = load(tmp_path, "--train.seed", "7", train={"seed": 3, "learning_rate": 0.5})
+    assert (config.train.seed, config.train.learning_rate) == (7, 0.5)
+    assert config.run_dir == pathlib.Path("runs/run")
+
+
+def test_scientific_notation_in_yaml_is_a_number(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(BASE) + "train: {learning_rate: 1e-4}\n")
+    assert load_config(["--config", str(path)]).train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"learning_rat": 1}}, "unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?"),
+        ({"colour": 1}, "unknown configuration key 'colour'"),
+        ({"train": {"max_train_steps": "many"}}, 'train.max_train_steps"'),
+        ({"lora": {"rank": 1.5}}, 'lora.rank"'),
+        ({"objective": {"name": "ppo"}}, "Literal['dpo', 'sft']. Got value: ppo"),
+        ({"objective": {"beta": -1.0}}, "objective.beta must be positive, got -1.0"),
+        ({"data": {"path": "x", "caption_dropout": 1.5}}, "data.caption_dropout must lie in [0, 1], got 1.5"),
+        ({"judge": {"judge": "diffpref.nowhere.judge"}}, 'judge.judge"'),
+        ({"judge": {"judge": "math.sqrt"}}, "judge.judge needs pictures to judge; give sample.prompts"),
+        ({"model": {**BASE["model"], "tuning": "full"}}, "set reference.kind to frozen_copy"),
+        ({"name": "a/b"}, "name must name a folder, not a path, got 'a/b'"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path, sections, message):
+    with pytest.raises(ValueError) as error:
+        load(tmp_path, **sections)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--train.learning_rat", "1"], "unknown configuration key 'train.learning_rat'; did you mean"),
+        (["--train.learning_rate", "fast"], 'train.learning_rate"'),
+        (["--train.learning_rate", ".nan"], "train.learning_rate must be positive, got nan"),
+        (["--config", "nowhere.yaml"], "File does not exist:"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, override, message):
+    with pytest.raises(ValueError) as error:
+        load(tmp_path, *override)
+    assert message in str(error.value)
+
+
+def test_required_keys_are_named():
+    with pytest.raises(ValueError, match="required: name, model.pretrained_model_name_or_path, data.path"):
+        load_config([])
+
+
+def test_full_tuning_without_a_reference_needs_no_copy(tmp_path):
+    sections = {"model": {**BASE["model"], "tuning": "full"}, "objective": {"name": "sft"}}
+    assert load(tmp_path, **sections).model.tuning == "full"
+
+
+def test_limits_name_keys_that_exist():
+    assert set(LIMITS) <= set(known_keys())
+
+
+def test_resolved_configuration_reads_back(tmp_path):
+    config = load(tmp_path, judge={"judge": "math.sqrt"}, sample={"prompts": ["a"]})
+    path = tmp_path / "resolved.yaml"
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    assert load_config(["--config", str(path)]) == config
+
+
+def test_hash_is_of_what_is_computed_not_of_where(tmp_path):
+    config = load(tmp_path)
+    renamed = dataclasses.replace(config, name="other", output_dir=tmp_path)
+    warmer = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1.0))
+    assert config_hash(config) == config_hash(renamed) != config_hash(warmer)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_recorded_configurations_load(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert load_config(["--config", str(path)]).name
