@@ -52,9 +52,8 @@ def test_constants_were_measured_on_the_artwork(drawings):
     assert set(STANDARD) == set(PIXEL_TERMS) and set(MAJORITY) == set(ATTRIBUTES)
 
 
-def test_the_stored_population_is_the_one_the_command_makes(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["users", "--out", str(tmp_path / "users.json")])
-    users.main()
+def test_the_stored_population_is_the_one_the_command_makes(tmp_path):
+    users.main(["--out", str(tmp_path / "users.json")])
     assert json.loads((tmp_path / "users.json").read_text()) == json.loads(users.USERS.read_text())
     population = users.population()
     assert [u.user_id for u in population] == list(range(256))
