@@ -5,6 +5,7 @@ import time
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from torch import Tensor
@@ -26,6 +27,14 @@ from diffpref.predict import REFERENCES, predict
 from diffpref.verdict import Verdict, read_prompts
 
 
+def check_trackers(names: list[str]) -> None:
+    """Raise ValueError for a tracker that is not installed: accelerate would go on without it and say nothing."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise ValueError(f"train.report_to: {name} is not to be had here; installed trackers: {', '.join(available) or 'none'}")
+
+
 class Trainer:
     """One run, from configuration to report. Everything it makes is in `config.run_dir`."""
 
@@ -34,6 +43,7 @@ class Trainer:
         self.rows = load_preferences(config.data)  # data and prompts first: their faults should not wait for a model
         self.prompts = read_prompts(config.sample)
         self.objective = OBJECTIVES[config.objective.name]
+        check_trackers(self.train.report_to)
         self.accelerator = Accelerator(
             mixed_precision=self.train.mixed_precision,
             gradient_accumulation_steps=self.train.gradient_accumulation_steps,

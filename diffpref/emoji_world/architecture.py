@@ -128,3 +128,14 @@ def assemble(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write the pipeline with fp16 weights that load in fp32 unless a dtype is asked for.
+
+    diffusers parts load in fp32 by default, but a transformers part in the precision that its configuration names: the stock
+    pipeline would then be half one, half the other, and fail at its first step.
+    """
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

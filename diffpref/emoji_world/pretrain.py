@@ -281,7 +281,7 @@ def train_denoiser(accelerator: Accelerator, art: Artwork, vae: AutoencoderKL, c
     model = model.to(memory_format=torch.channels_last)
     model = fit(accelerator, "denoiser", model, loss_fn, stage, config, preview)
     if accelerator.is_main_process:
-        pipeline(model).to(torch.float16).save_pretrained(config.out / "pipeline", safe_serialization=True)
+        architecture.save_half(pipeline(model), config.out / "pipeline")
 
 
 def sample_sheet(pipe, prompts: tuple[str, ...] = SHEET_PROMPTS, unstyled: int = 3):

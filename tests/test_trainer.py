@@ -1,0 +1,211 @@
+"""The loop, through the real command in a subprocess and in process, on tiny pipelines of every family."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_pipelines import tiny_sd, tiny_sd3, tiny_sdxl
+
+ROOT = Path(__file__).parents[1]
+ENV = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+PIPELINES = {"sd": tiny_sd, "sd-v": lambda: tiny_sd("v_prediction"), "sdxl": tiny_sdxl, "sd3": tiny_sd3}
+
+STOCK = """
+import sys, numpy, torch
+from diffusers import DiffusionPipeline
+base, run, out = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(base)
+pipe.load_lora_weights(run)
+g = [torch.Generator().manual_seed(s) for s in (0, 1, 0, 1)]
+prompts = ["a cat", "a cat", "a dog", "a dog"]
+numpy.save(out, pipe(prompts, num_inference_steps=2, guidance_scale=2.0, generator=g, output_type="np").images)
+assert not [name for name in sys.modules if name.startswith("diffpref")]
+"""
+
+
+def brightness(images, prompts) -> np.ndarray:
+    """A judge."""
+    return np.array([np.asarray(image, dtype=np.float64).mean() for image in images])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a pipeline of each family and a few pairs: bright pictures chosen, dark ones rejected."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, make in PIPELINES.items():
+        make().save_pretrained(folder / name)
+    pixels = np.random.default_rng(0)
+    sides = {
+        side: [Image.fromarray(pixels.integers(low, low + 128, (34, 40, 3), dtype=np.uint8)) for _ in range(7)]
+        for side, low in (("chosen", 128), ("rejected", 0))
+    }
+    features = Features({"prompt": Value("string"), "chosen": ImageFeature(), "rejected": ImageFeature()})
+    Dataset.from_dict({"prompt": ["a cat"] * 7, **sides}, features=features).to_parquet(folder / "pairs.parquet")
+    return folder
+
+
+def settings(world: Path, name: str, base: str = "sd", **sections) -> list[str]:
+    """A configuration file for a short run; returns the command's arguments."""
+    config = {
+        "name": name,
+        "output_dir": str(world / "runs"),
+        "model": {"pretrained_model_name_or_path": str(world / base)},
+        "data": {"path": str(world / "pairs.parquet"), "num_workers": 0},
+        "train": {"max_train_steps": 4, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3},
+        "sample": {"prompts": ["a cat", "a dog"], "images_per_prompt": 2, "num_inference_steps": 2, "guidance_scale": 2.0},
+    }
+    for key, section in sections.items():
+        config[key] = config.get(key, {}) | section
+    path = world / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path)]
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    """`accelerate launch diffpref/train.py …`, as a user gives it; a judge of one's own lies on PYTHONPATH."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "no"]
+    quiet = ["--num_machines", "1", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    line = [*accelerate, *quiet, "diffpref/train.py", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=ENV)
+
+
+def run(world: Path, name: str, **sections) -> tuple[dict, list[dict], Path]:
+    """A run in this process -> report, log, folder."""
+    from diffpref.config import load_config
+    from diffpref.trainer import Trainer
+
+    config = load_config(settings(world, name, **sections))
+    report = Trainer(config).run()
+    log = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return report, log, config.run_dir
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_the_command_trains_every_family_and_stock_diffusers_draws_the_same(world, family, tmp_path):
+    judge = {"judge": "test_trainer.brightness", "measures": {"light": "test_trainer.brightness"}}
+    sections = {"sample": {"validation_steps": 2}, "train": {"checkpointing_steps": 2}, "judge": judge}
+    done = launch(*settings(world, f"launch-{family}", family, **sections))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"win rate vs base [01]\.\d\d \[[01]\.\d\d, [01]\.\d\d\], n=4", done.stdout)
+    folder = world / "runs" / f"launch-{family}"
+    made = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "metrics.jsonl", "pytorch_lora_weights.safetensors", "README.md", "report.json"}
+    expected |= {"before_after.png", "curves.png", "validation/step-000002.png", "checkpoint-2/trainable.safetensors"}
+    assert expected <= made
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["win_rate"]) >= {"value", "low", "high", "n", "ties"} and report["win_rate"]["n"] == 4
+    assert set(report["measures"]) == {"light"} and report["pairs_seen"] == 8
+    subprocess.run([sys.executable, "-c", STOCK, world / family, folder, tmp_path / "stock.npy"], check=True)
+    stock = np.load(tmp_path / "stock.npy")
+    assert abs(255 * float(stock.mean()) - report["measures"]["light"]["after"]) < 0.5  # ours went through bytes
+    assert report["measures"]["light"]["after"] != report["measures"]["light"]["before"]
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_the_first_step_is_exactly_at_the_reference(world, family):
+    _, log, _ = run(world, f"first-{family}", model={"pretrained_model_name_or_path": str(world / family)})
+    first = log[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert first["rewards/margins"] == first["drift/chosen"] == first["drift/rejected"] == 0
+    assert first["rewards/accuracies"] == 0.5 and log[-1]["rewards/margins"] != 0
+
+
+def test_sft_needs_no_reference_and_its_loss_is_the_winners_error(world):
+    _, log, folder = run(world, "sft", objective={"name": "sft"})
+    assert all(line["loss"] == pytest.approx(line["errors/chosen"]) for line in log)
+    assert not [key for key in log[0] if key.startswith("rewards")]
+    assert any(w.abs().max() > 0 for key, w in weights(folder).items() if "up" in key)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_fine_tuning_against_a_frozen_copy(world, dtype):
+    sections = {"model": {"tuning": "full", "dtype": dtype}, "reference": {"kind": "frozen_copy"}}
+    _, log, folder = run(world, f"full-{dtype}", **sections)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and log[-1]["rewards/margins"] != 0
+    from diffusers import DiffusionPipeline
+
+    tuned = DiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+    base = DiffusionPipeline.from_pretrained(world / "sd").unet.state_dict()
+    assert tuned.keys() == base.keys() and any(not torch.equal(tuned[k], base[k]) for k in base)
+
+
+@pytest.mark.parametrize("base", ["sd", "sd3"])
+def test_a_half_precision_base_trains_fp32_masters(world, base):
+    sections = {"model": {"pretrained_model_name_or_path": str(world / base), "dtype": "bfloat16"}}
+    _, log, folder = run(world, f"half-{base}", **sections)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert {w.dtype for w in weights(folder).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "alpha": 8.0}, {"target_modules": ["to_q", "conv1"]}])
+def test_kinds_of_adapter(world, lora):
+    _, log, folder = run(world, f"lora-{'-'.join(lora)}", lora=lora)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert any("magnitude" in key for key in weights(folder)) == bool(lora.get("use_dora"))
+    assert any("resnets" in key for key in weights(folder)) == ("target_modules" in lora)
+
+
+def test_resuming_equals_not_stopping(world):
+    sections = {"train": {"checkpointing_steps": 2}, "data": {"caption_dropout": 0.3, "center_crop": False, "random_flip": True}}
+    _, whole_log, whole = run(world, "whole", **sections)
+    part = world / "runs" / "part"
+    part.mkdir()
+    shutil.copytree(whole / "checkpoint-2", part / "checkpoint-2")
+    sections["train"]["resume_from_checkpoint"] = "latest"
+    report, log, _ = run(world, "part", **sections)
+    assert report["resumed_from_step"] == 2 and [line["step"] for line in log] == [3, 4]
+    assert all(a["loss"] == b["loss"] for a, b in zip(log, whole_log[2:], strict=True))
+    assert all(torch.equal(w, weights(whole)[key]) for key, w in weights(part).items())
+
+
+def test_resuming_from_what_is_no_checkpoint_is_refused(world):
+    with pytest.raises(ValueError, match="is not a checkpoint; give 'latest' or a folder checkpoint-<step>"):
+        run(world, "lost", train={"resume_from_checkpoint": str(world / "sd")})
+
+
+def test_accumulation_equals_a_larger_batch(world):
+    _, _, once = run(world, "once", train={"train_batch_size": 4})
+    _, _, split = run(world, "split", train={"train_batch_size": 1, "gradient_accumulation_steps": 4})
+    for key, w in weights(once).items():
+        torch.testing.assert_close(weights(split)[key], w, rtol=1e-3, atol=2e-5)
+
+
+def test_an_unavailable_tracker_is_refused(world):
+    with pytest.raises(ValueError, match="train.report_to: dvclive is not to be had here"):
+        run(world, "tracked", train={"report_to": ["dvclive"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"learning_rat": 1}}, "error: unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?"),
+        ({"lora": {"rank": "big"}}, 'error: Parser key "lora.rank"'),
+        ({"objective": {"beta": 0.0}}, "error: objective.beta must be positive, got 0.0"),
+        ({"data": {"path": "nowhere.parquet"}}, "error: data.path: no data set at 'nowhere.parquet'"),
+        ({"model": {"pretrained_model_name_or_path": "tests"}}, "error: model.pretrained_model_name_or_path: tests is not a diffusers"),
+        ({"sample": {"prompts": "nowhere.txt"}}, "error: sample.prompts: no file nowhere.txt"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_one_clear_line(world, change, message):
+    arguments = settings(world, "mistake", **change)
+    done = subprocess.run([sys.executable, "diffpref/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=ENV)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert message in done.stderr and not (world / "runs" / "mistake").exists()
