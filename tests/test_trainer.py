@@ -138,7 +138,8 @@ def test_sft_needs_no_reference_and_its_loss_is_the_winners_error(world):
 def test_full_fine_tuning_against_a_frozen_copy(world, dtype):
     sections = {"model": {"tuning": "full", "dtype": dtype}, "reference": {"kind": "frozen_copy"}}
     _, log, folder = run(world, f"full-{dtype}", **sections)
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7) and log[-1]["rewards/margins"] != 0
+    # Not to the bit as with an adapter: on the CPU, weights that need gradients take other kernels than weights that do not.
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(log[-1]["rewards/margins"]) > 1e-3
     from diffusers import DiffusionPipeline
 
     tuned = DiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
@@ -181,10 +182,11 @@ def test_resuming_from_what_is_no_checkpoint_is_refused(world):
 
 
 def test_accumulation_equals_a_larger_batch(world):
-    _, _, once = run(world, "once", train={"train_batch_size": 4})
-    _, _, split = run(world, "split", train={"train_batch_size": 1, "gradient_accumulation_steps": 4})
+    even = {"adam_epsilon": 1e-2}  # Adam turns the rounding of a near-zero gradient into a whole step; a large epsilon does not
+    _, _, once = run(world, "once", train={"train_batch_size": 4} | even)
+    _, _, split = run(world, "split", train={"train_batch_size": 1, "gradient_accumulation_steps": 4} | even)
     for key, w in weights(once).items():
-        torch.testing.assert_close(weights(split)[key], w, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(weights(split)[key], w, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unavailable_tracker_is_refused(world):
