@@ -31,6 +31,7 @@ from diffpref.emoji_world import architecture
 from diffpref.emoji_world.architecture import Architecture
 from diffpref.emoji_world.artwork import ARTWORK, Artwork, caption, load_artwork
 from diffpref.emoji_world.build import STYLES, load_concepts
+from diffpref.noise import generator  # of (seed, rank, step): a step's numbers follow from its position, none are stored
 
 SHEET_PROMPTS = ("red apple", "automobile", "cat face", "pizza", "rose", "penguin", "cactus", "robot", "octopus", "hamburger")
 
@@ -58,6 +59,7 @@ class PretrainConfig:
         denoiser: Schedule of the second stage.
         styled: Share of prompts with a style word.
         empty: Share of empty prompts (for classifier-free guidance); the rest are unstyled.
+        warm_start_steps: Steps in which the text encoder first learns to tell concepts and styles apart.
         seed: Of weights, batches and noise.
         checkpoint_every: Steps between checkpoints.
         sample_every: Steps between sample sheets of the second stage.
@@ -67,17 +69,13 @@ class PretrainConfig:
     artwork: Path = ARTWORK
     architecture: Architecture = field(default_factory=Architecture)
     autoencoder: Stage = field(default_factory=lambda: Stage(steps=2400, batch_size=16, learning_rate=2e-3))
-    denoiser: Stage = field(default_factory=lambda: Stage(steps=7000, batch_size=32, learning_rate=8e-4))
+    denoiser: Stage = field(default_factory=lambda: Stage(steps=10_000, batch_size=16, learning_rate=7e-4))
     styled: float = 0.5
     empty: float = 0.1
+    warm_start_steps: int = 300
     seed: int = 0
     checkpoint_every: int = 250
-    sample_every: int = 500
-
-
-def generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """The random numbers of one step of one process: a function of their position, so resuming needs no stored state."""
-    return torch.Generator().manual_seed(hash((seed, rank, step)) & 0x7FFFFFFF)
+    sample_every: int = 2000
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -177,7 +175,7 @@ def augment(images: Tensor, g: torch.Generator) -> Tensor:
     return shifted.flip(flips) if flips else shifted
 
 
-def train_autoencoder(accelerator: Accelerator, art: Artwork, config: PretrainConfig) -> AutoencoderKL:
+def train_autoencoder(accelerator: Accelerator, art: Artwork, config: PretrainConfig) -> None:
     """L1 + L2 reconstruction with a weak pull to N(0, 1); saves `<out>/vae` with the measured scaling factor."""
     stage, device = config.autoencoder, accelerator.device
     model = Reconstruction(architecture.make_vae(art.size, config.architecture)).to(memory_format=torch.channels_last)
@@ -199,7 +197,6 @@ def train_autoencoder(accelerator: Accelerator, art: Artwork, config: PretrainCo
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     if accelerator.is_main_process:
         vae.save_pretrained(config.out / "vae")
-    return vae
 
 
 @torch.no_grad()
@@ -223,16 +220,16 @@ class Denoiser(nn.Module):
         return self.unet(x_t, t, self.text_encoder(ids).last_hidden_state).sample
 
 
-def separate_prompts(text_encoder: nn.Module, tokenizer, art: Artwork, width: int, seed: int, steps: int = 300) -> None:
+def separate_prompts(text_encoder: nn.Module, tokenizer, art: Artwork, config: PretrainConfig) -> None:
     """Warm start of the text encoder: tell concepts and styles apart. From a random start the denoiser learns colours only."""
     pairs = [(c, s) for c in range(len(art.concepts)) for s in range(len(STYLES) + 1)]
     texts = [caption(art.concepts[c], STYLES[s] if s < len(STYLES) else None) for c, s in pairs]
     ids, (concept, style) = tokenize(tokenizer, texts), torch.tensor(pairs).T
-    torch.manual_seed(seed)
+    width = config.architecture.text_width
     heads = nn.ModuleList([nn.Linear(width, len(art.concepts)), nn.Linear(width, len(STYLES) + 1)])
     optimizer = torch.optim.AdamW([*text_encoder.parameters(), *heads.parameters()], lr=1e-3)
-    for step in tqdm(range(steps), "text encoder warm start"):
-        picked = torch.randint(len(ids), (64,), generator=generator(seed, 0, step))
+    for step in tqdm(range(config.warm_start_steps), "text encoder warm start"):
+        picked = torch.randint(len(ids), (64,), generator=generator(config.seed, 0, step))
         pooled = text_encoder(ids[picked]).last_hidden_state.mean(dim=1)
         loss = F.cross_entropy(heads[0](pooled), concept[picked]) + F.cross_entropy(heads[1](pooled), style[picked])
         optimizer.zero_grad()
@@ -251,9 +248,10 @@ def train_denoiser(accelerator: Accelerator, art: Artwork, vae: AutoencoderKL, c
     stage, arch, device = config.denoiser, config.architecture, accelerator.device
     names = [c["name"] for c in load_concepts(core_only=False)]
     tokenizer = architecture.make_tokenizer([caption(n, s) for n in names for s in STYLES], arch.max_length)
+    torch.manual_seed(config.seed)  # the networks' start must not depend on whether the first stage ran just now
     text_encoder = architecture.make_text_encoder(tokenizer, arch)
     if not (config.out / "checkpoint-denoiser").exists():
-        separate_prompts(text_encoder, tokenizer, art, arch.text_width, config.seed)
+        separate_prompts(text_encoder, tokenizer, art, config)
     latents = encode_artwork(vae, art, device) * vae.config.scaling_factor
     prompts = {s: tokenize(tokenizer, [art.caption(i, s) for i in range(len(art.images))]) for s in (True, False)}
     empty = tokenize(tokenizer, [""])
@@ -300,9 +298,10 @@ def pretrain(config: PretrainConfig) -> None:
     torch.manual_seed(config.seed)
     config.out.mkdir(parents=True, exist_ok=True)
     art = load_artwork(config.artwork)
-    done = (config.out / "vae" / "config.json").exists()
-    vae = AutoencoderKL.from_pretrained(config.out / "vae") if done else train_autoencoder(accelerator, art, config)
-    vae.requires_grad_(False)
+    if not (config.out / "vae" / "config.json").exists():
+        train_autoencoder(accelerator, art, config)
+        accelerator.wait_for_everyone()
+    vae = AutoencoderKL.from_pretrained(config.out / "vae").requires_grad_(False)  # as a resumed run has it, to the last bit
     train_denoiser(accelerator, art, vae, config)
     accelerator.print(f"a stock StableDiffusionPipeline is in {config.out / 'pipeline'}")
     accelerator.end_training()

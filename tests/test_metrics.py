@@ -1,0 +1,85 @@
+"""The log's sums and the alarm for rising winners' error."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from diffpref.batch import Errors, Noised, Structure
+from diffpref.metrics import DriftAlarm, Window, append_line, step_metrics, truncate_lines
+
+
+def test_window_by_hand():
+    """Values 1, 2, 6 in two steps: mean 3, variance (1+4+36)/3 − 9 = 14/3, standard error sqrt(14/9)."""
+    window = Window()
+    window.add({"a": torch.tensor([1.0, 2.0]), "empty": torch.tensor([])})
+    window.add({"a": torch.tensor([6.0])})
+    mean, error, count = window.close(lambda totals: totals)["a"]
+    assert (mean, count) == (3.0, 3) and error == pytest.approx(math.sqrt(14 / 9))
+    window.add({"a": torch.tensor([5.0])})
+    assert window.close(lambda totals: totals) == {"a": (5.0, 0.0, 1)}
+
+
+def test_window_over_ranks_is_the_window_of_all_values():
+    """Two ranks: the reduction adds their sums."""
+    ranks = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0])]
+    windows = [Window() for _ in ranks]
+    collected = []
+    for window, values in zip(windows, ranks, strict=True):
+        window.add({"a": values})
+        window.close(lambda totals: (collected.append(totals), totals)[1])
+    together = Window()
+    together.add({"a": torch.cat(ranks)})
+    windows[0].add({"a": ranks[0]})
+    assert windows[0].close(lambda _: sum(collected))["a"] == pytest.approx(together.close(lambda t: t)["a"])
+
+
+def test_accuracies_fall_into_quarters_of_the_schedule():
+    structure = Structure(torch.tensor([0, 1, 0, 1]), torch.tensor([[0, 2], [1, 3]]), torch.ones(2))
+    level = torch.tensor([0.1, 0.9, 0.1, 0.9])
+    noised = Noised(torch.zeros(4, 1), torch.zeros(4, 1), level, level)
+    errors = Errors(torch.ones(4), torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    metrics = step_metrics(errors, noised, structure, torch.zeros(2), beta=1.0)
+    bins = {key: values.tolist() for key, values in metrics.items() if key.startswith("accuracies/")}
+    assert bins == {"accuracies/t0": [1.0], "accuracies/t1": [], "accuracies/t2": [], "accuracies/t3": [0.0]}
+
+
+def feed(alarm: DriftAlarm, drifts: list[float], margin: float = 0.1, error: float = 1e-5) -> list[str | None]:
+    return [
+        alarm.update(step, {"drift/chosen": (drift, error, 100), "rewards/margins": (margin, 0.0, 100)})
+        for step, drift in enumerate(drifts, start=1)
+    ]
+
+
+def test_alarm_speaks_once_and_says_what_to_do():
+    alarm = DriftAlarm(threshold=4.0, memory=3)
+    said = feed(alarm, [1e-3] * 6)
+    assert [bool(s) for s in said] == [False, False, True, False, False, False] and alarm.steps == [3]
+    assert "Lower train.learning_rate, raise objective.beta, stop earlier" in said[2]
+
+
+def test_alarm_speaks_again_after_recovery():
+    alarm = DriftAlarm(threshold=4.0, memory=1)
+    assert [bool(s) for s in feed(alarm, [1e-3, -1e-3, 1e-3])] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("drifts", "margin", "error"),
+    [([-1e-3] * 6, 0.1, 1e-5), ([1e-3] * 6, -0.1, 1e-5), ([1e-5] * 6, 0.1, 1e-4)],
+    ids=["winners improve", "margin falls", "within the noise"],
+)
+def test_alarm_is_silent(drifts, margin, error):
+    assert not any(feed(DriftAlarm(threshold=4.0, memory=3), drifts, margin, error))
+
+
+def test_alarm_needs_a_reference():
+    assert DriftAlarm(4.0).update(1, {"loss": (0.1, 0.0, 1)}) is None
+
+
+def test_lines_after_a_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_line(path, {"step": step})
+    truncate_lines(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
