@@ -15,14 +15,16 @@ from diffpref.families import Family, family_of
 
 ADAPTER = "default"
 
-# The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one of its keys.
+# The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one
+# of its keys.
 METADATA_KEYS = (
     "r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias",
 )  # fmt: skip
 
 
 def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: int) -> None:
-    """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity. Raises ValueError for targets it lacks."""
+    """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity. Raises ValueError for targets it
+    lacks."""
     denoiser.requires_grad_(False)
     config = LoraConfig(
         r=settings.rank,
@@ -40,7 +42,8 @@ def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: 
 
 
 def lora_state_dict(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """The adapter's weights under diffusers' keys, fp32: lora.down/lora.up for a UNet, lora_A/lora_B for a transformer."""
+    """The adapter's weights under diffusers' keys, fp32: lora.down/lora.up for a UNet, lora_A/lora_B for a
+    transformer."""
     weights = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(denoiser).items()}
     return convert_state_dict_to_diffusers(weights) if prefix == "unet" else weights
 

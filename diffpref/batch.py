@@ -1,7 +1,7 @@
 """What passes between the stages: one small frozen dataclass each.
 
-N items (one image with one prompt, one timestep, one noise), P comparisons between items, G groups of items; a pair is a group
-of two. C,h,w latent channels and sides; L text tokens, D their width.
+N items (one image with one prompt, one timestep, one noise), P comparisons between items, G groups of items; a pair
+is a group of two. C,h,w latent channels and sides; L text tokens, D their width.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ from torch import Tensor
 class Structure:
     """How the N items of a batch belong together.
 
-    group [N]: each item's group, numbered 0..G-1.  pairs [P,2]: (chosen, rejected) item indices.  weight [P]: of each comparison.
+    group [N]: each item's group, numbered 0..G-1.  pairs [P,2]: (chosen, rejected) item indices.  weight [P]: of
+    each comparison.
     """
 
     group: Tensor
@@ -39,7 +40,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """images [N,3,H,W] in [-1,1]; prompts, N strings; original_size, crop_top_left [N,2] (height, width) and (top, left) in
+    """images [N,3,H,W] in [-1,1]; prompts, N strings; original_size [N,2] (height, width) and crop_top_left [N,2] in
     pixels; keys, one int per group that identifies its random draws; how the items belong together in `structure`."""
 
     images: Tensor
@@ -65,7 +66,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t, target [N,C,h,w] fp32; t [N] as the denoiser takes it; level [N] in [0,1), the position in the schedule, 0 = clean."""
+    """x_t, target [N,C,h,w] fp32; t [N] as the denoiser takes it; level [N] in [0,1), the position in the schedule,
+    0 = clean."""
 
     x_t: Tensor
     target: Tensor
@@ -76,14 +78,17 @@ class Noised:
 @dataclass(frozen=True)
 class Errors:
     """policy [N] = e_θ, mean squared error over all elements, fp32, with graph.
-    advantage [N] = e_ref − e_θ: positive where the policy fits the item better than the reference; None without a reference."""
+    advantage [N] = e_ref − e_θ: positive where the policy fits the item better than the reference; None without a
+    reference."""
 
     policy: Tensor
     advantage: Tensor | None = None
 
     def detach(self) -> "Errors":
         """The same numbers without the graph, for metrics."""
-        return replace(self, policy=self.policy.detach(), advantage=None if self.advantage is None else self.advantage.detach())
+        return replace(
+            self, policy=self.policy.detach(), advantage=None if self.advantage is None else self.advantage.detach()
+        )
 
 
 Metrics = dict[str, Any]

@@ -31,7 +31,9 @@ def register(accelerator: Accelerator, model: nn.Module) -> None:
         models.clear()
         stored, current = load_file(Path(folder) / WEIGHTS), trainable(model)
         if stored.keys() != current.keys():
-            raise ValueError(f"{folder} holds other trainable weights than this run: {sorted(stored.keys() ^ current.keys())[:4]} …")
+            raise ValueError(
+                f"{folder} holds other trainable weights than this run: {sorted(stored.keys() ^ current.keys())[:4]} …"
+            )
         for name, parameter in current.items():
             parameter.data.copy_(stored[name])
 
@@ -55,7 +57,9 @@ def checkpoint_step(folder: Path) -> int:
     """The step in a checkpoint's name. Raises ValueError for a folder that is none."""
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     if not match or not (folder / WEIGHTS).is_file():
-        raise ValueError(f"train.resume_from_checkpoint: {folder} is not a checkpoint; give 'latest' or a folder checkpoint-<step>")
+        raise ValueError(
+            f"train.resume_from_checkpoint: {folder} is not a checkpoint; give 'latest' or a folder checkpoint-<step>"
+        )
     return int(match.group(1))
 
 

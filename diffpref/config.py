@@ -1,7 +1,7 @@
 """Typed configuration: the one place where a default is written down.
 
-YAML file, then dotted overrides on the command line (`--train.learning_rate 1e-4`). Unknown keys, wrong types and impossible
-values are errors that name the key. Docstrings of the fields are the command's help text.
+YAML file, then dotted overrides on the command line (`--train.learning_rate 1e-4`). Unknown keys, wrong types and
+impossible values are errors that name the key. Docstrings of the fields are the command's help text.
 """
 
 import difflib
@@ -117,7 +117,8 @@ class ReferenceConfig:
     """What the policy is compared with.
 
     Args:
-        kind: The same model with its adapter off, or a frozen copy made before training (the choice for full fine-tuning).
+        kind: The same model with its adapter off, or a frozen copy made before training (the choice for full
+        fine-tuning).
     """
 
     kind: Literal["adapter_off", "frozen_copy"] = "adapter_off"
@@ -197,7 +198,8 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who decides whether the tuned pictures are better. Functions by dotted path, (images, prompts) -> one number a picture.
+    """Who decides whether the tuned pictures are better. Functions by dotted path, (images, prompts) -> one number
+    a picture.
 
     Args:
         judge: Higher is better; gives the win rate of the tuned policy over the base.

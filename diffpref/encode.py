@@ -12,12 +12,16 @@ POSTERIOR = 1  # which random stream of a group: keeps the VAE's draw apart from
 
 
 class Encoder:
-    """Encodes batches with a pipeline's own encoders. Prompts are remembered: they are few and come again every epoch."""
+    """Encodes batches with a pipeline's own encoders. Prompts are remembered: they are few and come again every
+    epoch."""
 
     def __init__(self, pipe: DiffusionPipeline, seed: int, remember: int = 4096):
         self.pipe, self.family, self.seed, self.remember = pipe, family_of(pipe), seed, remember
         self.prompts: dict[str, Conditioning] = {}
-        for module in (pipe.vae, *(getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))):
+        for module in (
+            pipe.vae,
+            *(getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")),
+        ):
             if module is not None:
                 module.requires_grad_(False).eval()
 

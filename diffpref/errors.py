@@ -10,8 +10,8 @@ def item_errors(policy: Tensor, reference: Tensor | None, target: Tensor) -> Err
 
         e_θ = mean (p − y)²        A = e_ref − e_θ = mean (r − y)² − (p − y)² = mean (r − p)(p + r − 2y)
 
-    The advantage is accumulated in the last form. As a difference of two means it would lose the digits that the preference logit
-    (β ~ 5000) is made of; and it is exactly 0 where policy = reference.
+    The advantage is accumulated in the last form. As a difference of two means it would lose the digits that the
+    preference logit (β ~ 5000) is made of; and it is exactly 0 where policy = reference.
 
     Args:
         policy: p [N,...], with graph.

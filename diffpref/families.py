@@ -41,7 +41,7 @@ def keep(batch: PreferenceBatch, conditioning: Conditioning) -> Conditioning:
     return conditioning
 
 
-# --- Stable Diffusion 1.x and 2.x ---------------------------------------------------------------------------------------
+# --- Stable Diffusion 1.x and 2.x -----------------------------------------------------------------------------------
 
 
 def encode_sd(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
@@ -54,7 +54,7 @@ def denoise_sd(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tens
     return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], return_dict=False)[0]
 
 
-# --- SDXL ---------------------------------------------------------------------------------------------------------------
+# --- SDXL -----------------------------------------------------------------------------------------------------------
 
 
 def encode_sdxl(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
@@ -79,12 +79,14 @@ def denoise_sdxl(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Te
     return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
 
 
-# --- Stable Diffusion 3 -------------------------------------------------------------------------------------------------
+# --- Stable Diffusion 3 ---------------------------------------------------------------------------------------------
 
 
 def encode_sd3(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
     """prompt_embeds [N,L,D] (two CLIPs and T5, or zeros for an absent T5), pooled [N,D']."""
-    embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, device=pipe.device, do_classifier_free_guidance=False)
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        prompts, prompts, prompts, device=pipe.device, do_classifier_free_guidance=False
+    )
     return {"prompt_embeds": embeds, "pooled": pooled}
 
 
@@ -103,7 +105,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------------------
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
@@ -122,7 +124,8 @@ def absent_components(path: str) -> dict[str, None]:
 
 
 def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
-    """Load a stock pipeline, safetensors only. Raises ValueError, naming the path and the mend, when that is not one."""
+    """Load a stock pipeline, safetensors only. Raises ValueError, naming the path and the mend, when that is not
+    one."""
     path = config.pretrained_model_name_or_path
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise ValueError(
@@ -139,6 +142,8 @@ def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.pretrained_model_name_or_path: cannot load a pipeline from {path!r}: {error}") from error
+        raise ValueError(
+            f"model.pretrained_model_name_or_path: cannot load a pipeline from {path!r}: {error}"
+        ) from error
     family_of(pipe)
     return pipe

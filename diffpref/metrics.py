@@ -15,7 +15,8 @@ TIMESTEP_BINS = 4
 
 
 def step_metrics(errors: Errors, noised: Noised, batch: Structure, loss: Tensor, beta: float) -> dict[str, Tensor]:
-    """Vectors of one step, each any length: the objective's metrics, and accuracies by quarter of the noise schedule."""
+    """Vectors of one step, each any length: the objective's metrics, and accuracies by quarter of the noise
+    schedule."""
     metrics = {"loss": loss.detach()} | preference_metrics(errors.detach(), batch, beta=beta)
     accuracies = metrics.get("rewards/accuracies")
     if accuracies is not None:
@@ -37,7 +38,8 @@ class Window:
             self.totals[key] = self.totals[key] + total if key in self.totals else total
 
     def close(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, tuple[float, float, int]]:
-        """(mean, standard error, count) of each key over all ranks, for keys that had values; starts the next window."""
+        """(mean, standard error, count) of each key over all ranks, for keys that had values; starts the next
+        window."""
         keys = sorted(self.totals)
         rows = reduce(torch.stack([self.totals[key] for key in keys])).tolist()
         self.totals = {}
@@ -53,8 +55,8 @@ def moments(total: float, squares: float, count: float) -> tuple[float, float, i
 class DriftAlarm:
     """Watches for the known failure of margin losses: the margin grows while the winners' own error rises.
 
-    Speaks when, over the last `memory` windows together, the winners' drift e_θ − e_ref lies `threshold` standard errors above
-    zero and the mean margin is positive; then again only after the drift has come down.
+    Speaks when, over the last `memory` windows together, the winners' drift e_θ − e_ref lies `threshold` standard
+    errors above zero and the mean margin is positive; then again only after the drift has come down.
     """
 
     def __init__(self, threshold: float, memory: int = 5):
@@ -79,9 +81,9 @@ class DriftAlarm:
             return None
         self.steps.append(step)
         return (
-            f"step {step}: the winners' own error is rising (drift {mean:+.2e} ± {spread:.0e}) while the margin grows: the policy"
-            " unlearns losers faster than it learns winners, and pictures may break. Lower train.learning_rate, raise"
-            " objective.beta, stop earlier (checkpoints are kept), or check the validation pictures."
+            f"step {step}: the winners' own error is rising (drift {mean:+.2e} ± {spread:.0e}) while the margin grows:"
+            " the policy unlearns losers faster than it learns winners, and pictures may break. Lower"
+            " train.learning_rate, raise objective.beta, stop earlier (checkpoints are kept), or check the validation pictures."
         )
 
 

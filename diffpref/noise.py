@@ -1,8 +1,9 @@
 """Timesteps, noise, x_t and its target: the only file that knows eps, v and flow.
 
-Randomness is an argument: each group of items draws from a generator of its own, keyed by (seed, key), where the key is the
-group's position in the stream of training groups. A rank holds other positions than its neighbour, so no two draw the same noise,
-and the same positions draw the same noise however they are spread over ranks and accumulation steps.
+Randomness is an argument: each group of items draws from a generator of its own, keyed by (seed, key), where the
+key is the group's position in the stream of training groups. A rank holds other positions than its neighbour, so no
+two draw the same noise, and the same positions draw the same noise however they are spread over ranks and
+accumulation steps.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-# --- parameterisations --------------------------------------------------------------------------------------------------
+# --- parameterisations ----------------------------------------------------------------------------------------------
 
 
 class Parameterization(Protocol):
@@ -88,11 +89,13 @@ def parameterization(scheduler) -> Parameterization:
     if "prediction_type" not in config:
         return RectifiedFlow(config.shift, config.num_train_timesteps)
     if config.prediction_type not in VP_TARGETS:
-        raise ValueError(f"prediction_type {config.prediction_type!r} is not trainable here; known: {sorted(VP_TARGETS)}")
+        raise ValueError(
+            f"prediction_type {config.prediction_type!r} is not trainable here; known: {sorted(VP_TARGETS)}"
+        )
     return VariancePreserving(scheduler.alphas_cumprod.float(), config.prediction_type)
 
 
-# --- timestep samplers: generator -> level u in [0, 1) ---------------------------------------------------------------------
+# --- timestep samplers: generator -> level u in [0, 1) --------------------------------------------------------------
 
 
 def uniform(g: torch.Generator, config: NoiseConfig) -> Tensor:
@@ -106,14 +109,18 @@ def logit_normal(g: torch.Generator, config: NoiseConfig) -> Tensor:
     return u.clamp(max=1 - 2**-24)
 
 
-TIMESTEPS: dict[str, Callable[[torch.Generator, NoiseConfig], Tensor]] = {"uniform": uniform, "logit_normal": logit_normal}
+TIMESTEPS: dict[str, Callable[[torch.Generator, NoiseConfig], Tensor]] = {
+    "uniform": uniform,
+    "logit_normal": logit_normal,
+}
 
 
-# --- noise strategies: generator, items of the group -> (levels [k], noise [k,C,h,w]) ---------------------------------------
+# --- noise strategies: generator, items of the group -> (levels [k], noise [k,C,h,w]) -------------------------------
 
 
 def shared(g: torch.Generator, size: torch.Size, config: NoiseConfig) -> tuple[Tensor, Tensor]:
-    """One timestep and one noise for the whole group, as in Diffusion-DPO: the comparison differs only in the images."""
+    """One timestep and one noise for the whole group, as in Diffusion-DPO: the comparison differs only in the
+    images."""
     u = TIMESTEPS[config.timesteps](g, config)
     return u.expand(size[0]), torch.randn(size[1:], generator=g).expand(size)
 
@@ -128,7 +135,8 @@ STRATEGIES = {"shared": shared, "independent": independent}
 
 
 def add_noise(encoded: Encoded, parameters: Parameterization, config: NoiseConfig, seed: int) -> Noised:
-    """Latents -> x_t and target, group by group. Drawn on the CPU in fp32, then moved: a seed means the same on every device."""
+    """Latents -> x_t and target, group by group. Drawn on the CPU in fp32, then moved: a seed means the same on
+    every device."""
     x0, group = encoded.latents, encoded.structure.group.cpu()
     level, noise = torch.empty(len(x0)), torch.empty(x0.shape)
     for number, key in enumerate(encoded.keys):

@@ -49,7 +49,8 @@ def sft(errors: ItemErrors, batch: Comparisons, *, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss function and what it needs: `reference` says whether the batch goes through the reference model as well."""
+    """A loss function and what it needs: `reference` says whether the batch goes through the reference model as
+    well."""
 
     loss: Callable[..., Tensor]
     reference: bool
@@ -65,8 +66,9 @@ OBJECTIVES: dict[str, Objective] = {
 def preference_metrics(errors: ItemErrors, batch: Comparisons, *, beta: float) -> dict[str, Tensor]:
     """Vectors [P] under TRL's names where TRL has them; the trainer averages them.
 
-    rewards/* = (β/2)·A; rewards/accuracies = 1 where the margin is positive, ½ at exactly 0; errors/* = e_θ; drift/* = e_θ − e_ref:
-    above zero for winners, the policy has become worse at what it should make (the known failure of margin losses).
+    rewards/* = (β/2)·A; rewards/accuracies = 1 where the margin is positive, ½ at exactly 0; errors/* = e_θ;
+    drift/* = e_θ − e_ref: above zero for winners, the policy has become worse at what it should make (the known
+    failure of margin losses).
     """
     sides = {"chosen": batch.chosen, "rejected": batch.rejected}
     metrics = {f"errors/{side}": errors.policy[items] for side, items in sides.items()}

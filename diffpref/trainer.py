@@ -1,5 +1,6 @@
 """The loop: a batch travels data → encode → noise → predict → errors → objective → optimiser."""
 
+import math
 import time
 
 import torch
@@ -32,7 +33,9 @@ def check_trackers(names: list[str]) -> None:
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in available:
-            raise ValueError(f"train.report_to: {name} is not to be had here; installed trackers: {', '.join(available) or 'none'}")
+            raise ValueError(
+                f"train.report_to: {name} is not to be had here; installed trackers: {', '.join(available) or 'none'}"
+            )
 
 
 class Trainer:
@@ -61,7 +64,7 @@ class Trainer:
         self.prepare_optimizer()
         self.window, self.alarm = Window(), DriftAlarm(self.train.drift_alarm)
 
-    # --- before the loop ------------------------------------------------------------------------------------------------
+    # --- before the loop --------------------------------------------------------------------------------------------
 
     def prepare_weights(self) -> torch.dtype:
         """Make the weights that train, in fp32; returns the precision of the denoiser's inputs."""
@@ -139,7 +142,7 @@ class Trainer:
         size = self.denoiser.config.sample_size
         return (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
 
-    # --- the loop -------------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
     def loss(self, batch: PreferenceBatch) -> Tensor:
         """One forward pass of policy and reference -> mean loss of the comparisons."""
@@ -147,7 +150,11 @@ class Trainer:
         noised = add_noise(encoded, self.parameterization, self.config.noise, self.train.seed)
         with self.accelerator.autocast():
             policy, reference = predict(self.family, self.policy, self.reference, noised, encoded, self.dtype)
-        errors, structure, beta = item_errors(policy, reference, noised.target), encoded.structure, self.config.objective.beta
+        errors, structure, beta = (
+            item_errors(policy, reference, noised.target),
+            encoded.structure,
+            self.config.objective.beta,
+        )
         loss = self.objective.loss(errors, structure, beta=beta)
         self.window.add(step_metrics(errors, noised, structure, loss, beta))
         return (loss * structure.weight).mean()
@@ -170,10 +177,20 @@ class Trainer:
         window = self.window.close(self.accelerator.reduce)
         line = {"step": step, "seconds": round(time.perf_counter() - started, 3)}
         line |= {key: mean for key, (mean, _, _) in window.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
+        if not math.isfinite(line["loss"]):
+            raise FloatingPointError(
+                f"the loss is {line['loss']} at step {step}: lower train.learning_rate, or train.mixed_precision bf16 instead"
+                f" of fp16; the last checkpoint in {self.config.run_dir} is from before"
+            )
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
         if self.accelerator.is_main_process:
             append_line(self.config.run_dir / "metrics.jsonl", line)
-        shown = {"loss": "loss", "acc": "rewards/accuracies", "margin": "rewards/margins", "winner drift": "drift/chosen"}
+        shown = {
+            "loss": "loss",
+            "acc": "rewards/accuracies",
+            "margin": "rewards/margins",
+            "winner drift": "drift/chosen",
+        }
         bar.set_postfix({name: f"{line[key]:.3g}" for name, key in shown.items() if key in line})
         if (warning := self.alarm.update(step, window)) and self.accelerator.is_main_process:
             bar.write(warning)
@@ -181,7 +198,9 @@ class Trainer:
     def loop(self, start: int, verdict: Verdict | None) -> None:
         """Train from step `start` to the end."""
         train, started, step = self.train, time.perf_counter(), start
-        bar = tqdm(total=train.max_train_steps, initial=start, desc="training", disable=not self.accelerator.is_main_process)
+        bar = tqdm(
+            total=train.max_train_steps, initial=start, desc="training", disable=not self.accelerator.is_main_process
+        )
         self.policy.train()
         for batch in self.loader(start):
             if not self.optimize(batch):
@@ -201,7 +220,7 @@ class Trainer:
         every = self.config.sample.validation_steps
         return bool(every) and step % every == 0 and step < self.train.max_train_steps
 
-    # --- the whole ------------------------------------------------------------------------------------------------------
+    # --- the whole --------------------------------------------------------------------------------------------------
 
     def run(self) -> dict:
         """Pictures of the base, training, pictures of the policy, verdict; returns the report."""
@@ -243,4 +262,3 @@ class Trainer:
             "pairs_in_set": len(self.rows),
             "drift_alarms": self.alarm.steps,
         }
-

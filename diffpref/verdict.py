@@ -20,7 +20,9 @@ def read_prompts(config: SampleConfig) -> list[str]:
         return config.prompts
     path = Path(config.prompts)
     if not path.is_file():
-        raise FileNotFoundError(f"sample.prompts: no file {path}; give a list of prompts or a text file with one a line")
+        raise FileNotFoundError(
+            f"sample.prompts: no file {path}; give a list of prompts or a text file with one a line"
+        )
     prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"sample.prompts: {path} holds no prompt")
@@ -67,7 +69,9 @@ class Verdict:
         path = self.config.run_dir / "validation" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         now = self.draw(self.shown, f"validation at step {step}")
-        before_after([self.base[i] for i in self.shown], now, [self.prompts[i] for i in self.shown], path, title=f"step {step}")
+        before_after(
+            [self.base[i] for i in self.shown], now, [self.prompts[i] for i in self.shown], path, title=f"step {step}"
+        )
 
     def conclude(self, facts: dict, seconds: dict[str, float], started: float) -> dict:
         """Draw the policy, judge, write report, pictures and model card; returns the report."""
@@ -77,11 +81,16 @@ class Verdict:
         now = time.perf_counter()
         seconds = seconds | {"after": now - drawing, "total": now - started}
         run = {"name": self.config.name, "seed": self.config.train.seed, "objective": self.config.objective.name}
-        report = judged | run | facts | {
-            "seconds": {key: round(value, 2) for key, value in seconds.items()},
-            "config_hash": config_hash(self.config),
-            "environment": environment(),
-        }
+        report = (
+            judged
+            | run
+            | facts
+            | {
+                "seconds": {key: round(value, 2) for key, value in seconds.items()},
+                "config_hash": config_hash(self.config),
+                "environment": environment(),
+            }
+        )
         self.write(report, images, after)
         return report
 

@@ -2,11 +2,25 @@
 
 import dataclasses
 import pathlib
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
-from diffpref.config import LIMITS, Config, config_hash, known_keys, load_config, to_dict
+from diffpref.config import (
+    LIMITS,
+    Config,
+    NoiseConfig,
+    ObjectiveConfig,
+    ReferenceConfig,
+    config_hash,
+    known_keys,
+    load_config,
+    to_dict,
+)
+from diffpref.noise import STRATEGIES, TIMESTEPS
+from diffpref.objectives import OBJECTIVES
+from diffpref.predict import REFERENCES
 
 BASE = {"name": "run", "model": {"pretrained_model_name_or_path": "base"}, "data": {"path": "pairs.parquet"}}
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,7 +47,10 @@ def test_scientific_notation_in_yaml_is_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"train": {"learning_rat": 1}}, "unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?"),
+        (
+            {"train": {"learning_rat": 1}},
+            "unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?",
+        ),
         ({"colour": 1}, "unknown configuration key 'colour'"),
         ({"train": {"max_train_steps": "many"}}, 'train.max_train_steps"'),
         ({"lora": {"rank": 1.5}}, 'lora.rank"'),
@@ -42,6 +59,7 @@ def test_scientific_notation_in_yaml_is_a_number(tmp_path):
         ({"data": {"path": "x", "caption_dropout": 1.5}}, "data.caption_dropout must lie in [0, 1], got 1.5"),
         ({"judge": {"judge": "diffpref.nowhere.judge"}}, 'judge.judge"'),
         ({"judge": {"judge": "math.sqrt"}}, "judge.judge needs pictures to judge; give sample.prompts"),
+        ({"judge": {"judge": "math.sqrt"}, "sample": {"prompts": ["a"]}}, "judge.judge needs two or more prompts"),
         ({"model": {**BASE["model"], "tuning": "full"}}, "set reference.kind to frozen_copy"),
         ({"name": "a/b"}, "name must name a folder, not a path, got 'a/b'"),
     ],
@@ -77,12 +95,20 @@ def test_full_tuning_without_a_reference_needs_no_copy(tmp_path):
     assert load(tmp_path, **sections).model.tuning == "full"
 
 
+def test_choices_are_the_registries():
+    """The names are written once more in the types, which are the command's help; they must not drift apart."""
+    assert set(get_args(get_type_hints(ObjectiveConfig)["name"])) == set(OBJECTIVES)
+    assert set(get_args(get_type_hints(NoiseConfig)["strategy"])) == set(STRATEGIES)
+    assert set(get_args(get_type_hints(NoiseConfig)["timesteps"])) == set(TIMESTEPS)
+    assert set(get_args(get_type_hints(ReferenceConfig)["kind"])) == set(REFERENCES)
+
+
 def test_limits_name_keys_that_exist():
     assert set(LIMITS) <= set(known_keys())
 
 
 def test_resolved_configuration_reads_back(tmp_path):
-    config = load(tmp_path, judge={"judge": "math.sqrt"}, sample={"prompts": ["a"]})
+    config = load(tmp_path, judge={"judge": "math.sqrt"}, sample={"prompts": ["a", "b"]})
     path = tmp_path / "resolved.yaml"
     path.write_text(yaml.safe_dump(to_dict(config)))
     assert load_config(["--config", str(path)]) == config

@@ -21,7 +21,9 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def write_pairs(path, count: int = 5, **columns):
     rows = {"prompt": [f"prompt {i}" for i in range(count)]}
-    rows |= {side: [picture(40, 32, i + 100 * (side == "chosen")) for i in range(count)] for side in ("chosen", "rejected")}
+    rows |= {
+        side: [picture(40, 32, i + 100 * (side == "chosen")) for i in range(count)] for side in ("chosen", "rejected")
+    }
     features = {"prompt": Value("string"), "chosen": ImageFeature(), "rejected": ImageFeature()}
     features |= {name: Value("float32") for name in columns}
     Dataset.from_dict(rows | columns, features=Features(features)).to_parquet(path)
@@ -44,7 +46,9 @@ def test_parquet_jsonl_and_folder_give_the_same_rows(tmp_path):
             row[side].save(folder / name)
         lines.append({"prompt": row["prompt"], **names})
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    metadata = [{"prompt": x["prompt"], "chosen_file_name": x["chosen"], "rejected_file_name": x["rejected"]} for x in lines]
+    metadata = [
+        {"prompt": x["prompt"], "chosen_file_name": x["chosen"], "rejected_file_name": x["rejected"]} for x in lines
+    ]
     for path in (folder / "pairs.jsonl", folder):
         if path.is_dir():
             (folder / "pairs.jsonl").unlink()
@@ -76,7 +80,9 @@ def test_missing_data_is_named(tmp_path, path, error, message, monkeypatch):
 
 def test_missing_columns_are_named(tmp_path):
     Dataset.from_dict({"prompt": ["a"], "image_w": ["b"]}).to_parquet(tmp_path / "pairs.parquet")
-    with pytest.raises(ValueError, match=r"lacks the column\(s\) \['chosen', 'rejected'\]; it has \['prompt', 'image_w'\]"):
+    with pytest.raises(
+        ValueError, match=r"lacks the column\(s\) \['chosen', 'rejected'\]; it has \['prompt', 'image_w'\]"
+    ):
         load_preferences(DataConfig(path=str(tmp_path / "pairs.parquet")))
 
 
@@ -103,7 +109,8 @@ def test_transparency_goes_on_white_and_grey_becomes_rgb():
 
 
 def test_a_pair_shares_crop_and_flip(tmp_path):
-    """With the same picture on both sides, both must stay the same under random crops and flips, and not always the same."""
+    """With the same picture on both sides, both must stay the same under random crops and flips, and not always the
+    same."""
     pairs = dataset(tmp_path, center_crop=False, random_flip=True)
     pairs.rows = [{"prompt": "p", "chosen": picture(40, 32), "rejected": picture(40, 32)}]
     seen = set()

@@ -31,7 +31,7 @@ assert not [name for name in sys.modules if name.startswith("diffpref")]
 """
 
 
-# --- what ships -----------------------------------------------------------------------------------------------------------
+# --- what ships -----------------------------------------------------------------------------------------------------
 
 
 def test_artwork_has_every_core_concept_in_every_style_with_its_licence():
@@ -92,7 +92,7 @@ def test_stock_diffusers_loads_and_draws(tmp_path):
     assert middle[0] > 150 and middle[0] > 2 * middle[2]
 
 
-# --- build --------------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------------------------
 
 
 def archive(path: Path, files: dict[str, bytes]) -> Path:
@@ -105,7 +105,11 @@ def archive(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def icon_set(chars: dict[str, str], **icons: str) -> dict[str, bytes]:
-    bodies = {"icons": {name.replace("_", "-"): {"body": body} for name, body in icons.items()}, "width": 8, "height": 8}
+    bodies = {
+        "icons": {name.replace("_", "-"): {"body": body} for name, body in icons.items()},
+        "width": 8,
+        "height": 8,
+    }
     bodies["aliases"] = {"scarlet-apple": {"parent": "red-apple"}}
     return {"package/icons.json": json.dumps(bodies).encode(), "package/chars.json": json.dumps(chars).encode()}
 
@@ -144,13 +148,29 @@ def test_webp_artwork_is_flattened_on_white(tmp_path):
     assert list(found) == ["red apple"] and found["red apple"].min() == 255
 
 
-# --- pretraining ---------------------------------------------------------------------------------------------------------
+# --- pretraining ----------------------------------------------------------------------------------------------------
 
 
 def pretraining(out: Path) -> subprocess.Popen:
     sizes = ["--architecture.vae_channels", "[8,8]", "--architecture.unet_channels", "[16,16]"]
-    sizes += ["--architecture.latent_channels", "4", "--architecture.text_width", "16", "--architecture.text_layers", "1"]
-    short = ["--autoencoder.steps", "4", "--autoencoder.batch_size", "4", "--warm_start_steps", "3", "--checkpoint_every", "20"]
+    sizes += [
+        "--architecture.latent_channels",
+        "4",
+        "--architecture.text_width",
+        "16",
+        "--architecture.text_layers",
+        "1",
+    ]
+    short = [
+        "--autoencoder.steps",
+        "4",
+        "--autoencoder.batch_size",
+        "4",
+        "--warm_start_steps",
+        "3",
+        "--checkpoint_every",
+        "20",
+    ]
     short += ["--denoiser.steps", "120", "--denoiser.batch_size", "4"]
     line = [sys.executable, "diffpref/emoji_world/pretrain.py", "--out", str(out), *sizes, *short]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -165,7 +185,9 @@ def test_pretraining_goes_on_where_it_was_killed_and_makes_a_stock_pipeline(tmp_
     killed.kill()
     assert killed.wait() == -signal.SIGKILL and not (tmp_path / "again" / "pipeline").exists()
     assert pretraining(tmp_path / "again").wait() == 0
-    files = [Path(f) / "diffusion_pytorch_model.safetensors" for f in ("unet", "vae")] + [Path("text_encoder/model.safetensors")]
+    files = [Path(f) / "diffusion_pytorch_model.safetensors" for f in ("unet", "vae")] + [
+        Path("text_encoder/model.safetensors")
+    ]
     for file in files:
         once, again = (load_file(tmp_path / run / "pipeline" / file) for run in ("whole", "again"))
         assert once.keys() == again.keys() and all(torch.equal(once[k], again[k]) for k in once)

@@ -25,7 +25,8 @@ def test_errors_and_advantage_match_fp64(shape):
 
 
 def test_advantage_keeps_digits_that_a_difference_of_means_loses():
-    """At policies this close to the reference, the logit's error must be far below that of subtracting two fp32 means."""
+    """At policies this close to the reference, the logit's error must be far below that of subtracting two fp32
+    means."""
     policy, reference, target = tensors((64, 4, 64, 64), gap=1e-5)
     p, r, y = (x.double().flatten(1) for x in (policy, reference, target))
     exact = (r - y).square().mean(1) - (p - y).square().mean(1)

@@ -1,4 +1,5 @@
-"""One path for SD, SDXL and SD3: encoders as the pipeline's own, policy and reference, LoRA files that stock diffusers loads."""
+"""One path for SD, SDXL and SD3: encoders as the pipeline's own, policy and reference, LoRA files that stock
+diffusers loads."""
 
 import json
 
@@ -18,7 +19,13 @@ from diffpref.families import family_of, load_pipeline
 from diffpref.noise import add_noise, parameterization
 from diffpref.predict import adapter_off, frozen_copy, predict
 
-PIPELINES = {"sd": tiny_sd, "sd-v": lambda: tiny_sd("v_prediction"), "sdxl": tiny_sdxl, "sd3": tiny_sd3, "sd3-t5": lambda: tiny_sd3(t5=True)}
+PIPELINES = {
+    "sd": tiny_sd,
+    "sd-v": lambda: tiny_sd("v_prediction"),
+    "sdxl": tiny_sdxl,
+    "sd3": tiny_sd3,
+    "sd3-t5": lambda: tiny_sd3(t5=True),
+}
 
 
 @pytest.fixture(params=PIPELINES)
@@ -127,7 +134,9 @@ def test_frozen_copy_does_not_follow_the_policy(pipe):
     torch.testing.assert_close(forward(pipe, lambda _: reference)[1], before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"alpha": 9.0}, {"use_rslora": True, "alpha": 3.0}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 9.0}, {"use_rslora": True, "alpha": 3.0}, {"use_dora": True}], ids=str
+)
 def test_lora_file_gives_stock_diffusers_the_same_pictures(pipe, settings, tmp_path):
     pipe.save_pretrained(tmp_path / "base")
     base = draw(pipe)
@@ -180,7 +189,9 @@ def test_load_pipeline_takes_each_family(pipe, tmp_path):
 def test_what_is_not_a_pipeline_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a diffusers pipeline .no model_index.json in it."):
         load_pipeline(ModelConfig(str(tmp_path)))
-    with pytest.raises(ValueError, match="model.pretrained_model_name_or_path: cannot load a pipeline from 'nowhere/at/all'"):
+    with pytest.raises(
+        ValueError, match="model.pretrained_model_name_or_path: cannot load a pipeline from 'nowhere/at/all'"
+    ):
         load_pipeline(ModelConfig("nowhere/at/all"))
 
 
@@ -189,7 +200,9 @@ def test_a_family_we_do_not_know_is_refused(tmp_path):
 
     sd = tiny_sd()
     DDIMPipeline(unet=sd.unet, scheduler=sd.scheduler).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="DDIMPipeline is of no family known here; known pipelines: StableDiffusionPipeline"):
+    with pytest.raises(
+        ValueError, match="DDIMPipeline is of no family known here; known pipelines: StableDiffusionPipeline"
+    ):
         load_pipeline(ModelConfig(str(tmp_path)))
 
 

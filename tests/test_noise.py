@@ -80,7 +80,10 @@ def test_noise_depends_on_seed_and_position_only():
 def test_generators_of_neighbouring_keys_are_unrelated():
     draws = torch.stack([torch.randn(500, generator=generator(0, key)) for key in range(40)])
     off_diagonal = torch.corrcoef(draws) - torch.eye(40)
-    assert off_diagonal.abs().max() < 0.25 and len({generator(a, b).initial_seed() for a in range(30) for b in range(30)}) == 900
+    assert (
+        off_diagonal.abs().max() < 0.25
+        and len({generator(a, b).initial_seed() for a in range(30) for b in range(30)}) == 900
+    )
 
 
 def test_logit_normal_is_symmetric_about_the_middle_and_below_one():

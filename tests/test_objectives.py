@@ -20,7 +20,9 @@ def errors(advantage: list[float], policy: list[float] | None = None) -> Errors:
 
 
 def test_dpo_is_ln2_where_policy_equals_reference():
-    assert torch.equal(dpo(errors([0, 0, 0, 0]), pairs(2), beta=5000.0), torch.full((2,), math.log(2), dtype=torch.float64))
+    assert torch.equal(
+        dpo(errors([0, 0, 0, 0]), pairs(2), beta=5000.0), torch.full((2,), math.log(2), dtype=torch.float64)
+    )
 
 
 def test_dpo_by_hand():

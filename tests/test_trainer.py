@@ -65,7 +65,12 @@ def settings(world: Path, name: str, base: str = "sd", **sections) -> list[str]:
         "model": {"pretrained_model_name_or_path": str(world / base)},
         "data": {"path": str(world / "pairs.parquet"), "num_workers": 0},
         "train": {"max_train_steps": 4, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3},
-        "sample": {"prompts": ["a cat", "a dog"], "images_per_prompt": 2, "num_inference_steps": 2, "guidance_scale": 2.0},
+        "sample": {
+            "prompts": ["a cat", "a dog"],
+            "images_per_prompt": 2,
+            "num_inference_steps": 2,
+            "guidance_scale": 2.0,
+        },
     }
     for key, section in sections.items():
         config[key] = config.get(key, {}) | section
@@ -138,7 +143,8 @@ def test_sft_needs_no_reference_and_its_loss_is_the_winners_error(world):
 def test_full_fine_tuning_against_a_frozen_copy(world, dtype):
     sections = {"model": {"tuning": "full", "dtype": dtype}, "reference": {"kind": "frozen_copy"}}
     _, log, folder = run(world, f"full-{dtype}", **sections)
-    # Not to the bit as with an adapter: on the CPU, weights that need gradients take other kernels than weights that do not.
+    # Not to the bit as with an adapter: on the CPU, weights that need gradients take other kernels than weights
+    # that do not.
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(log[-1]["rewards/margins"]) > 1e-3
     from diffusers import DiffusionPipeline
 
@@ -155,7 +161,9 @@ def test_a_half_precision_base_trains_fp32_masters(world, base):
     assert {w.dtype for w in weights(folder).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "alpha": 8.0}, {"target_modules": ["to_q", "conv1"]}])
+@pytest.mark.parametrize(
+    "lora", [{"use_dora": True}, {"use_rslora": True, "alpha": 8.0}, {"target_modules": ["to_q", "conv1"]}]
+)
 def test_kinds_of_adapter(world, lora):
     _, log, folder = run(world, f"lora-{'-'.join(lora)}", lora=lora)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
@@ -164,7 +172,10 @@ def test_kinds_of_adapter(world, lora):
 
 
 def test_resuming_equals_not_stopping(world):
-    sections = {"train": {"checkpointing_steps": 2}, "data": {"caption_dropout": 0.3, "center_crop": False, "random_flip": True}}
+    sections = {
+        "train": {"checkpointing_steps": 2},
+        "data": {"caption_dropout": 0.3, "center_crop": False, "random_flip": True},
+    }
     _, whole_log, whole = run(world, "whole", **sections)
     part = world / "runs" / "part"
     part.mkdir()
@@ -182,11 +193,18 @@ def test_resuming_from_what_is_no_checkpoint_is_refused(world):
 
 
 def test_accumulation_equals_a_larger_batch(world):
-    even = {"adam_epsilon": 1e-2}  # Adam turns the rounding of a near-zero gradient into a whole step; a large epsilon does not
+    even = {
+        "adam_epsilon": 1e-2
+    }  # Adam turns the rounding of a near-zero gradient into a whole step; a large epsilon does not
     _, _, once = run(world, "once", train={"train_batch_size": 4} | even)
     _, _, split = run(world, "split", train={"train_batch_size": 1, "gradient_accumulation_steps": 4} | even)
     for key, w in weights(once).items():
         torch.testing.assert_close(weights(split)[key], w, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world):
+    with pytest.raises(FloatingPointError, match="the loss is nan at step .: lower train.learning_rate"):
+        run(world, "wild", train={"learning_rate": 1e30, "max_train_steps": 8}, sample={"prompts": []})
 
 
 def test_an_unavailable_tracker_is_refused(world):
@@ -197,17 +215,25 @@ def test_an_unavailable_tracker_is_refused(world):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": {"learning_rat": 1}}, "error: unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?"),
+        (
+            {"train": {"learning_rat": 1}},
+            "error: unknown configuration key 'train.learning_rat'; did you mean 'train.learning_rate'?",
+        ),
         ({"lora": {"rank": "big"}}, 'error: Parser key "lora.rank"'),
         ({"objective": {"beta": 0.0}}, "error: objective.beta must be positive, got 0.0"),
         ({"data": {"path": "nowhere.parquet"}}, "error: data.path: no data set at 'nowhere.parquet'"),
-        ({"model": {"pretrained_model_name_or_path": "tests"}}, "error: model.pretrained_model_name_or_path: tests is not a diffusers"),
+        (
+            {"model": {"pretrained_model_name_or_path": "tests"}},
+            "error: model.pretrained_model_name_or_path: tests is not a diffusers",
+        ),
         ({"sample": {"prompts": "nowhere.txt"}}, "error: sample.prompts: no file nowhere.txt"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_mistake_is_one_clear_line(world, change, message):
     arguments = settings(world, "mistake", **change)
-    done = subprocess.run([sys.executable, "diffpref/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=ENV)
+    done = subprocess.run(
+        [sys.executable, "diffpref/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=ENV
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in done.stderr and not (world / "runs" / "mistake").exists()

@@ -40,7 +40,8 @@ def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> tu
 
 
 class PreferencePairs(TorchDataset):
-    """Items of (row, key): one decoded pair. The key is the pair's position in training; its random draws depend on it alone."""
+    """Items of (row, key): one decoded pair. The key is the pair's position in training; its random draws depend on
+    it alone."""
 
     def __init__(self, rows: Dataset, config: DataConfig, resolution: int, seed: int):
         self.rows, self.config, self.resolution, self.seed = rows, config, resolution, seed
@@ -61,7 +62,14 @@ class PreferencePairs(TorchDataset):
             corners.append(corner)
         prompt = "" if drop < self.config.caption_dropout else row["prompt"]
         tensors = [to_tensor(image) for image in images]
-        return {"images": tensors, "prompt": prompt, "sizes": sizes, "corners": corners, "key": key, "weight": row.get("weight", 1.0)}
+        return {
+            "images": tensors,
+            "prompt": prompt,
+            "sizes": sizes,
+            "corners": corners,
+            "key": key,
+            "weight": row.get("weight", 1.0),
+        }
 
 
 def collate(examples: list[dict]) -> PreferenceBatch:

@@ -14,8 +14,8 @@ ORDER = 3  # which random stream of the seed: the order of the epochs
 class TrainingStream(Sampler[list[tuple[int, int]]]):
     """Batches of (row, position). Position p of the stream is row perm_e(p mod n) of epoch e = p div n.
 
-    A process takes every world-th batch; accumulation takes the following ones. So the groups of an optimiser step are the same
-    however they are split, and a stream that starts at step k is the tail of one that starts at 0.
+    A process takes every world-th batch; accumulation takes the following ones. So the groups of an optimiser step
+    are the same however they are split, and a stream that starts at step k is the tail of one that starts at 0.
     """
 
     def __init__(

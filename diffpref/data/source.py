@@ -49,7 +49,9 @@ def read(config: DataConfig) -> Dataset:
         return from_hub(config)
     reader = READERS.get("" if path.is_dir() else path.suffix)
     if reader is None:
-        raise ValueError(f"data.path: {path} has a suffix no reader takes; known: folders, {', '.join(filter(None, READERS))}")
+        raise ValueError(
+            f"data.path: {path} has a suffix no reader takes; known: folders, {', '.join(filter(None, READERS))}"
+        )
     return reader(path, config.split)
 
 

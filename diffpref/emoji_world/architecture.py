@@ -27,7 +27,8 @@ class Architecture:
 
 
 def make_tokenizer(captions: list[str], max_length: int) -> CLIPTokenizer:
-    """An ordinary CLIP tokenizer whose merges are learned from the world's own captions; any other text still tokenizes."""
+    """An ordinary CLIP tokenizer whose merges are learned from the world's own captions; any other text still
+    tokenizes."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False)])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -82,7 +83,8 @@ def make_vae(size: int, arch: Architecture) -> AutoencoderKL:
 
 
 def make_unet(latent_size: int, arch: Architecture) -> UNet2DConditionModel:
-    """A UNet that also takes the pooled prompt into its time embedding: at this size cross-attention alone learns colours only."""
+    """A UNet that also takes the pooled prompt into its time embedding: at this size cross-attention alone learns
+    colours only."""
     levels = len(arch.unet_channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -133,8 +135,8 @@ def assemble(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
 def save_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Write the pipeline with fp16 weights that load in fp32 unless a dtype is asked for.
 
-    diffusers parts load in fp32 by default, but a transformers part in the precision that its configuration names: the stock
-    pipeline would then be half one, half the other, and fail at its first step.
+    diffusers parts load in fp32 by default, but a transformers part in the precision that its configuration names:
+    the stock pipeline would then be half one, half the other, and fail at its first step.
     """
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     path = folder / "text_encoder" / "config.json"

@@ -2,8 +2,9 @@
 
     python -m diffpref.emoji_world.build --out artwork.parquet --size 32
 
-fetches the packages below from the npm registry (with `npm pack`, so your npm settings apply), finds each concept's drawing by
-its Unicode code point and writes one parquet row per picture, with the licence and the source it came from. Needs the
+fetches the packages below from the npm registry (with `npm pack`, so your npm settings apply), finds each concept's
+drawing by its Unicode code point and writes one parquet row per picture, with the licence and the source it came
+from. Needs the
 `artwork` extra (resvg-py) and npm. Only MIT and Apache-2.0 artwork is used; NOTICE carries the upstream texts.
 """
 
@@ -85,11 +86,14 @@ def webp_artwork(archive: tarfile.TarFile, size: int) -> Callable[[dict], Image.
 
 
 def svg_artwork(archive: tarfile.TarFile, size: int) -> Callable[[dict], Image.Image | None]:
-    """Drawings stored as SVG bodies in an icon set's JSON, found by its code point table or, where that is empty, by name."""
-    import resvg_py  # only this command needs it
+    """Drawings stored as SVG bodies in an icon set's JSON, found by its code point table or, where that is empty,
+    by name."""
+    import resvg_py  # here, because only this command needs it
 
     icons = json.load(archive.extractfile("package/icons.json"))
-    slugs = {code.replace("-fe0f", ""): slug for code, slug in json.load(archive.extractfile("package/chars.json")).items()}
+    slugs = {
+        code.replace("-fe0f", ""): slug for code, slug in json.load(archive.extractfile("package/chars.json")).items()
+    }
 
     def draw(concept: dict) -> Image.Image | None:
         slug = slugs.get(concept["codepoint"].lower(), concept["name"].replace(" ", "-"))
@@ -147,7 +151,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write")
     parser.add_argument("--size", type=int, default=32, help="side of the pictures in pixels")
     parser.add_argument("--all-concepts", action="store_true", help="every curated concept, not only the 109 core ones")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "diffpref-artwork", help="where the packages go")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "diffpref-artwork", help="where the packages go"
+    )
     args = parser.parse_args()
     count = build(args.out, args.size, not args.all_concepts, args.cache)
     print(f"{count} pictures of {args.size}x{args.size} pixels in {args.out}")

@@ -63,8 +63,8 @@ def page(sheets: list[dict]) -> str:
         report, rate = entry["report"], entry["report"]["win_rate"]
         concept = report["measures"]["concept_recognition"]
         rows.append(
-            f"| {report['seed']} | {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] | {rate['n']} | {rate['ties']} |"
-            f" {concept['before']:.2f} → {concept['after']:.2f} | {report['seconds']['total']:.0f} |"
+            f"| {report['seed']} | {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] | {rate['n']} |"
+            f" {rate['ties']} | {concept['before']:.2f} → {concept['after']:.2f} | {report['seconds']['total']:.0f} |"
         )
     first = sheets[0]["report"]
     return "\n".join(
@@ -77,9 +77,10 @@ def page(sheets: list[dict]) -> str:
             "",
             "![before and after](quickstart/before_after.png)",
             "",
-            f"Diffusion-DPO, {first['steps']} steps on {first['pairs_seen']} pairs of the preference-training concepts. The pictures"
-            f" are of {first['win_rate']['clusters']} other concepts, drawn before and after from the same noise. Judge: the simulated"
-            " majority's true utility, which training never sees. Intervals: 95 %, bootstrap over prompts.",
+            f"Diffusion-DPO, {first['steps']} steps on {first['pairs_seen']} pairs of the preference-training concepts."
+            f" The pictures are of {first['win_rate']['clusters']} other concepts, drawn before and after from the same"
+            " noise. Judge: the simulated majority's true utility, which training never sees. Intervals: 95 %, bootstrap over"
+            " prompts.",
             "",
             "| seed | win rate vs base | n | ties | concept recognised | seconds |",
             "|---|---|---|---|---|---|",

@@ -2,7 +2,8 @@
 
     accelerate launch diffpref/emoji_world/pretrain.py --out build/world
 
-Each stage checkpoints and goes on where it stopped when the command is given again; finished stages are skipped. The result,
+Each stage checkpoints and goes on where it stopped when the command is given again; finished stages are skipped.
+The result,
 `<out>/pipeline`, is a stock StableDiffusionPipeline in fp16. The same command trains 64x64 pixels or more concepts:
 `--artwork artwork64.parquet --architecture.vae_channels '[32,64,64]' --architecture.latent_channels 16`.
 """
@@ -31,9 +32,22 @@ from diffpref.emoji_world import architecture
 from diffpref.emoji_world.architecture import Architecture
 from diffpref.emoji_world.artwork import ARTWORK, Artwork, caption, load_artwork
 from diffpref.emoji_world.build import STYLES, load_concepts
-from diffpref.noise import generator  # of (seed, rank, step): a step's numbers follow from its position, none are stored
+from diffpref.noise import (
+    generator,  # of (seed, rank, step): a step's numbers follow from its position, none are stored
+)
 
-SHEET_PROMPTS = ("red apple", "automobile", "cat face", "pizza", "rose", "penguin", "cactus", "robot", "octopus", "hamburger")
+SHEET_PROMPTS = (
+    "red apple",
+    "automobile",
+    "cat face",
+    "pizza",
+    "rose",
+    "penguin",
+    "cactus",
+    "robot",
+    "octopus",
+    "hamburger",
+)
 
 
 @dataclass
@@ -125,7 +139,9 @@ def fit(
     folder = config.out / f"checkpoint-{name}"
     start = load_checkpoint(accelerator, folder)
     smooth = None
-    bar = tqdm(range(start, stage.steps), name, initial=start, total=stage.steps, disable=not accelerator.is_main_process)
+    bar = tqdm(
+        range(start, stage.steps), name, initial=start, total=stage.steps, disable=not accelerator.is_main_process
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
@@ -184,7 +200,9 @@ def train_autoencoder(accelerator: Accelerator, art: Artwork, config: PretrainCo
     def loss_fn(model: nn.Module, g: torch.Generator) -> Tensor:
         picked = art.training[torch.randint(len(art.training), (stage.batch_size,), generator=g)]
         images = augment(art.images[picked], g).to(device, memory_format=torch.channels_last)
-        noise = torch.randn(stage.batch_size, config.architecture.latent_channels, latent, latent, generator=g).to(device)
+        noise = torch.randn(stage.batch_size, config.architecture.latent_channels, latent, latent, generator=g).to(
+            device
+        )
         reconstruction, kl = model(images, noise)
         return F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images) + 1e-6 * kl.mean()
 
@@ -206,7 +224,7 @@ def encode_artwork(vae: AutoencoderKL, art: Artwork, device: torch.device) -> Te
     return torch.cat([vae.encode(x.to(device)).latent_dist.mean.cpu() for x in art.images.split(64)])
 
 
-# --- stage 2: text encoder and denoiser ---------------------------------------------------------------------------------
+# --- stage 2: text encoder and denoiser -----------------------------------------------------------------------------
 
 
 class Denoiser(nn.Module):
@@ -221,7 +239,8 @@ class Denoiser(nn.Module):
 
 
 def separate_prompts(text_encoder: nn.Module, tokenizer, art: Artwork, config: PretrainConfig) -> None:
-    """Warm start of the text encoder: tell concepts and styles apart. From a random start the denoiser learns colours only."""
+    """Warm start of the text encoder: tell concepts and styles apart. From a random start the denoiser learns
+    colours only."""
     pairs = [(c, s) for c in range(len(art.concepts)) for s in range(len(STYLES) + 1)]
     texts = [caption(art.concepts[c], STYLES[s] if s < len(STYLES) else None) for c, s in pairs]
     ids, (concept, style) = tokenize(tokenizer, texts), torch.tensor(pairs).T
@@ -301,7 +320,9 @@ def pretrain(config: PretrainConfig) -> None:
     if not (config.out / "vae" / "config.json").exists():
         train_autoencoder(accelerator, art, config)
         accelerator.wait_for_everyone()
-    vae = AutoencoderKL.from_pretrained(config.out / "vae").requires_grad_(False)  # as a resumed run has it, to the last bit
+    vae = AutoencoderKL.from_pretrained(config.out / "vae").requires_grad_(
+        False
+    )  # as a resumed run has it, to the last bit
     train_denoiser(accelerator, art, vae, config)
     accelerator.print(f"a stock StableDiffusionPipeline is in {config.out / 'pipeline'}")
     accelerator.end_training()
