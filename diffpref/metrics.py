@@ -83,7 +83,8 @@ class DriftAlarm:
         return (
             f"step {step}: the winners' own error is rising (drift {mean:+.2e} ± {spread:.0e}) while the margin grows:"
             " the policy unlearns losers faster than it learns winners, and pictures may break. Lower"
-            " train.learning_rate, raise objective.beta, stop earlier (checkpoints are kept), or check the validation pictures."
+            " train.learning_rate, raise objective.beta, stop earlier (checkpoints are kept), or check the validation"
+            " pictures."
         )
 
 

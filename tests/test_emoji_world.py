@@ -151,7 +151,7 @@ def test_webp_artwork_is_flattened_on_white(tmp_path):
 # --- pretraining ----------------------------------------------------------------------------------------------------
 
 
-def pretraining(out: Path) -> subprocess.Popen:
+def pretraining(out: Path, stderr=subprocess.DEVNULL) -> subprocess.Popen:
     sizes = ["--architecture.vae_channels", "[8,8]", "--architecture.unet_channels", "[16,16]"]
     sizes += [
         "--architecture.latent_channels",
@@ -173,24 +173,31 @@ def pretraining(out: Path) -> subprocess.Popen:
     ]
     short += ["--denoiser.steps", "120", "--denoiser.batch_size", "4"]
     line = [sys.executable, "diffpref/emoji_world/pretrain.py", "--out", str(out), *sizes, *short]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
 
 def test_pretraining_goes_on_where_it_was_killed_and_makes_a_stock_pipeline(tmp_path):
-    """A run killed after a checkpoint and given again ends with the weights of one that was left alone."""
+    """A run killed after a checkpoint and given again goes on from there and ends where one that was left alone ends.
+
+    Within the spread of two equal runs, that is: the CPU's matrix products depend on how memory happens to be aligned.
+    """
     assert pretraining(tmp_path / "whole").wait() == 0
     killed = pretraining(tmp_path / "again")
     while killed.poll() is None and not (tmp_path / "again" / "checkpoint-denoiser" / "step").exists():
         time.sleep(0.002)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL and not (tmp_path / "again" / "pipeline").exists()
-    assert pretraining(tmp_path / "again").wait() == 0
+    step = int((tmp_path / "again" / "checkpoint-denoiser" / "step").read_text())
+    resumed = pretraining(tmp_path / "again", stderr=subprocess.PIPE)
+    progress = resumed.communicate()[1]
+    assert resumed.returncode == 0 and f"| {step}/120" in progress and "| 0/120" not in progress
     files = [Path(f) / "diffusion_pytorch_model.safetensors" for f in ("unet", "vae")] + [
         Path("text_encoder/model.safetensors")
     ]
     for file in files:
         once, again = (load_file(tmp_path / run / "pipeline" / file) for run in ("whole", "again"))
-        assert once.keys() == again.keys() and all(torch.equal(once[k], again[k]) for k in once)
+        assert once.keys() == again.keys()
+        assert max((once[k].float() - again[k].float()).abs().max() for k in once) < 0.02
     out = tmp_path / "picture.png"
     subprocess.run([sys.executable, "-c", STOCK, tmp_path / "whole" / "pipeline", out], check=True)
     assert Image.open(out).size == (32, 32)
