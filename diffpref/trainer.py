@@ -179,7 +179,7 @@ class Trainer:
         line |= {key: mean for key, (mean, _, _) in window.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
         if not math.isfinite(line["loss"]):
             raise FloatingPointError(
-                f"the loss is {line['loss']} at step {step}: lower train.learning_rate, or compute in bf16 instead of fp16"
+                f"the loss is {line['loss']} at step {step}: lower train.learning_rate or compute in bf16, not fp16"
                 f" (train.mixed_precision), and go on from an earlier checkpoint in {self.config.run_dir}"
             )
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
