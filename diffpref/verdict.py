@@ -102,6 +102,7 @@ class Verdict:
             for name, values in after.items()
             if name in self.config.judge.measures
         }
+        print(f"the adapter, report and pictures are in {self.config.run_dir}")
         for name, mean in means.items():
             print(f"{name.replace('_', ' ')}: {mean['before']:.3f} before, {mean['after']:.3f} after")
         if "judge" in after:

@@ -64,7 +64,7 @@ def page(sheets: list[dict]) -> str:
         concept = report["measures"]["concept_recognition"]
         rows.append(
             f"| {report['seed']} | {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] | {rate['n']} |"
-            f" {rate['ties']} | {concept['before']:.2f} → {concept['after']:.2f} | {report['seconds']['total']:.0f} |"
+            f" {rate['ties']} | {concept['before']:.2f} → {concept['after']:.2f} |"
         )
     first = sheets[0]["report"]
     return "\n".join(
@@ -82,8 +82,8 @@ def page(sheets: list[dict]) -> str:
             " noise. Judge: the simulated majority's true utility, which training never sees. Intervals: 95 %,"
             " bootstrap over prompts.",
             "",
-            "| seed | win rate vs base | n | ties | concept recognised | seconds |",
-            "|---|---|---|---|---|---|",
+            "| seed | win rate vs base | n | ties | concept recognised |",
+            "|---|---|---|---|---|",
             *rows,
             "",
             f"Hardware: {first['environment']['hardware']}. Made at commit {sheets[0]['commit']}.",
