@@ -1,7 +1,10 @@
 """Images -> latents, prompts -> conditioning."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
 from diffpref.batch import Conditioning, Encoded, PreferenceBatch
@@ -9,6 +12,20 @@ from diffpref.families import family_of
 from diffpref.noise import generator
 
 POSTERIOR = 1  # which random stream of a group: keeps the VAE's draw apart from the diffusion noise
+
+
+@contextmanager
+def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
+    """The VAE in fp32 where it says that fp16 overflows (SDXL's does), as the pipeline itself decodes; else as it is."""
+    dtype = vae.dtype
+    if dtype != torch.float16 or not vae.config.force_upcast:
+        yield vae
+        return
+    vae.float()
+    try:
+        yield vae
+    finally:
+        vae.to(dtype)
 
 
 class Encoder:
@@ -33,9 +50,9 @@ class Encoder:
 
     def encode_images(self, batch: PreferenceBatch) -> Tensor:
         """latents [N,C,h,w] = (z − shift)·scale, z drawn from the VAE's posterior; fp32."""
-        vae = self.pipe.vae
-        posterior = vae.encode(batch.images.to(vae.device, vae.dtype)).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
+        with full_range(self.pipe.vae) as vae:
+            posterior = vae.encode(batch.images.to(vae.device, vae.dtype)).latent_dist
+            mean, std = posterior.mean.float(), posterior.std.float()
         draws = [torch.randn(mean.shape[1:], generator=g) for g in self.posterior_generators(batch)]
         z = mean + std * torch.stack(draws).to(mean.device)
         return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor

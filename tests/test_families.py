@@ -100,6 +100,14 @@ def test_latents_decode_back_in_the_pipelines_scale(pipe):
     assert not torch.equal(latents, Encoder(pipe, seed=1).encode_images(images))
 
 
+def test_a_vae_that_overflows_in_fp16_encodes_in_fp32():
+    pipe, exact = tiny_sdxl(), tiny_sdxl()
+    pipe.vae.half()
+    exact.vae.half().float()
+    assert torch.equal(Encoder(pipe, seed=0).encode_images(batch()), Encoder(exact, seed=0).encode_images(batch()))
+    assert pipe.vae.dtype == torch.float16
+
+
 def test_sdxl_is_told_each_pictures_size_and_corner():
     encoded = Encoder(tiny_sdxl(), seed=0)(batch())
     assert encoded.conditioning["time_ids"].tolist() == [[48, 40, 8, 4, 32, 32]] * 4
