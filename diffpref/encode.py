@@ -16,7 +16,7 @@ POSTERIOR = 1  # which random stream of a group: keeps the VAE's draw apart from
 
 @contextmanager
 def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
-    """The VAE in fp32 where it says that fp16 overflows (SDXL's does), as the pipeline itself decodes; else as it is."""
+    """The VAE in fp32 where it says that fp16 overflows (SDXL's does), as the pipeline decodes; else as it is."""
     dtype = vae.dtype
     if dtype != torch.float16 or not vae.config.force_upcast:
         yield vae
