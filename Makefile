@@ -22,7 +22,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 quickstart: $(STAMP)  ## teach the small world a taste and show what changed: a few minutes on two cores, no GPU needed
-	@$(LAUNCH) diffpref/train.py --config configs/quickstart.yaml $(ARGS)
+	@$(LAUNCH) diffpref/train.py --config configs/quickstart.yaml --overwrite true $(ARGS)
 
 test: $(STAMP)  ## all tests (some of them: make test ARGS='-k objectives')
 	@$(BIN)/pytest $(ARGS)

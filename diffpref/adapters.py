@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -26,10 +25,14 @@ def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: 
     """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity. Raises ValueError for targets it
     lacks."""
     denoiser.requires_grad_(False)
+    targets, names = settings.target_modules or list(family.lora_targets), [n for n, _ in denoiser.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            raise ValueError(f"lora.target_modules: no module of the {family.denoiser} is named {target!r}")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,
-        target_modules=settings.target_modules or list(family.lora_targets),
+        target_modules=targets,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         lora_dropout=settings.dropout,
@@ -41,11 +44,12 @@ def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: 
     cast_training_params([denoiser], dtype=torch.float32)
 
 
-def lora_state_dict(denoiser: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """The adapter's weights under diffusers' keys, fp32: lora.down/lora.up for a UNet, lora_A/lora_B for a
-    transformer."""
-    weights = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(denoiser).items()}
-    return convert_state_dict_to_diffusers(weights) if prefix == "unet" else weights
+def lora_state_dict(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights in fp32 under lora_A/lora_B, which stock diffusers takes for any module.
+
+    diffusers' older lora.down/lora.up has no names for convolutions: half-converted files load with those left out.
+    """
+    return {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(denoiser).items()}
 
 
 def lora_metadata(denoiser: nn.Module) -> dict:
@@ -57,7 +61,7 @@ def lora_metadata(denoiser: nn.Module) -> dict:
 def save_lora(pipe: DiffusionPipeline, denoiser: nn.Module, folder: Path) -> Path:
     """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` of any stock pipeline of the family takes."""
     prefix = family_of(pipe).denoiser
-    layers = {f"{prefix}_lora_layers": lora_state_dict(denoiser, prefix)}
+    layers = {f"{prefix}_lora_layers": lora_state_dict(denoiser)}
     metadata = {f"{prefix}_lora_adapter_metadata": lora_metadata(denoiser)}
     type(pipe).save_lora_weights(save_directory=folder, safe_serialization=True, **layers, **metadata)
     return folder / "pytorch_lora_weights.safetensors"

@@ -34,6 +34,9 @@ def register(accelerator: Accelerator, model: nn.Module) -> None:
             raise ValueError(
                 f"{folder} holds other trainable weights than this run: {sorted(stored.keys() ^ current.keys())[:4]} …"
             )
+        other = [name for name, parameter in current.items() if stored[name].shape != parameter.shape]
+        if other:
+            raise ValueError(f"{folder} holds weights of other shapes than this run's (another rank?): {other[:4]} …")
         for name, parameter in current.items():
             parameter.data.copy_(stored[name])
 

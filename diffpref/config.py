@@ -219,6 +219,7 @@ class Config:
     Args:
         name: Of the run; it lives in output_dir/name.
         output_dir: Folder of the runs.
+        overwrite: Start afresh where a run of this name is already; otherwise that is an error.
         model: The base pipeline.
         lora: The adapter.
         data: The preferences.
@@ -234,6 +235,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     output_dir: Path = Path("runs")
+    overwrite: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -264,6 +266,8 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.num_workers": NOT_NEGATIVE,
     "noise.logit_std": POSITIVE,
     "objective.beta": POSITIVE,
+    "train.seed": NOT_NEGATIVE,
+    "sample.seed": NOT_NEGATIVE,
     "train.max_train_steps": POSITIVE,
     "train.train_batch_size": POSITIVE,
     "train.gradient_accumulation_steps": POSITIVE,
@@ -295,10 +299,14 @@ def validate(config: Config) -> Config:
             raise ValueError(f"{key} {words}, got {value!r}")
     if config.model.tuning == "full" and config.reference.kind == "adapter_off" and config.objective.name != "sft":
         raise ValueError("model.tuning full has no adapter to switch off; set reference.kind to frozen_copy")
+    if config.model.dtype == "float16" and config.train.mixed_precision != "fp16":
+        raise ValueError("model.dtype float16 needs train.mixed_precision fp16: its scaler saves small gradients")
+    if config.judge.measures and not config.sample.prompts:
+        raise ValueError("judge.measures needs pictures to measure; give sample.prompts")
+    if config.sample.validation_steps and not config.sample.prompts:
+        raise ValueError("sample.validation_steps needs something to draw; give sample.prompts")
     if config.judge.judge and not config.sample.prompts:
         raise ValueError("judge.judge needs pictures to judge; give sample.prompts")
-    if config.judge.judge and isinstance(config.sample.prompts, list) and len(set(config.sample.prompts)) < 2:
-        raise ValueError("judge.judge needs two or more prompts: the win rate's interval is clustered by prompt")
     return config
 
 
@@ -363,5 +371,5 @@ def name_of(value: object) -> str:
 
 def config_hash(config: Config) -> str:
     """Identifies what a run computes: every key but its name and folder."""
-    content = {k: v for k, v in to_dict(config).items() if k not in ("name", "output_dir")}
+    content = {k: v for k, v in to_dict(config).items() if k not in ("name", "output_dir", "overwrite")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -32,7 +32,7 @@ class Encoder:
     """Encodes batches with a pipeline's own encoders. Prompts are remembered: they are few and come again every
     epoch."""
 
-    def __init__(self, pipe: DiffusionPipeline, seed: int, remember: int = 4096):
+    def __init__(self, pipe: DiffusionPipeline, seed: int, remember: int = 256):
         self.pipe, self.family, self.seed, self.remember = pipe, family_of(pipe), seed, remember
         self.prompts: dict[str, Conditioning] = {}
         for module in (
@@ -67,7 +67,7 @@ class Encoder:
         missing = [p for p in dict.fromkeys(prompts) if p not in self.prompts]
         if missing:
             encoded = self.family.encode_prompts(self.pipe, missing)
-            self.prompts |= {p: {k: v[i] for k, v in encoded.items()} for i, p in enumerate(missing)}
+            self.prompts |= {p: {k: v[i].clone() for k, v in encoded.items()} for i, p in enumerate(missing)}
         found = [self.prompts[p] for p in prompts]
         for stale in list(self.prompts)[: -self.remember]:
             del self.prompts[stale]

@@ -86,8 +86,10 @@ def wide(values: Tensor, like: Tensor) -> Tensor:
 def parameterization(scheduler) -> Parameterization:
     """Read a diffusers scheduler's configuration. Raises ValueError for a prediction type no objective can train on."""
     config = scheduler.config
-    if "prediction_type" not in config:
+    if "prediction_type" not in config and "shift" in config:
         return RectifiedFlow(config.shift, config.num_train_timesteps)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{type(scheduler).__name__} has a noise schedule that is not known here")
     if config.prediction_type not in VP_TARGETS:
         raise ValueError(
             f"prediction_type {config.prediction_type!r} is not trainable here; known: {sorted(VP_TARGETS)}"

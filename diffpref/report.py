@@ -15,8 +15,6 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
 import diffpref
-from diffpref.figures import before_after as before_after  # offered here too: the run's report is words and pictures
-from diffpref.figures import curves as curves
 from diffpref.winrate import WinRate
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")

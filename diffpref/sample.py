@@ -81,12 +81,33 @@ def sampling(pipe: DiffusionPipeline) -> Iterator[None]:
             module.training = False
         pipe.scheduler = copy.deepcopy(scheduler)  # sampling rewrites its timesteps, which training may be reading
         pipe.set_progress_bar_config(disable=True)
-        yield
+        with decoding_outside_autocast(pipe):
+            yield
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
         pipe.scheduler = scheduler
         pipe.set_progress_bar_config(**bar)
+
+
+@contextmanager
+def decoding_outside_autocast(pipe: DiffusionPipeline) -> Iterator[None]:
+    """A VAE that overflows in fp16 is decoded in fp32 by its pipeline; an autocast around it would undo that."""
+    vae = pipe.vae
+    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+        yield
+        return
+    decode = vae.decode
+
+    def decode_as_it_is(z: torch.Tensor, *args, **kwargs):
+        with torch.autocast(z.device.type, enabled=False):
+            return decode(z.to(vae.dtype), *args, **kwargs)
+
+    vae.decode = decode_as_it_is
+    try:
+        yield
+    finally:
+        del vae.decode  # the class's own again
 
 
 def autocast(pipe: DiffusionPipeline) -> torch.autocast:

@@ -1,7 +1,10 @@
 """The loop: a batch travels data → encode → noise → predict → errors → objective → optimiser."""
 
 import math
+import shutil
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 import yaml
@@ -45,6 +48,9 @@ class Trainer:
         self.config, self.train = config, config.train
         self.rows = load_preferences(config.data)  # data and prompts first: their faults should not wait for a model
         self.prompts = read_prompts(config.sample)
+        if config.judge.judge and len(set(self.prompts)) < 2:
+            raise ValueError("judge.judge needs two or more prompts: the win rate's interval is clustered by prompt")
+        self.checkpoint = self.find_checkpoint()
         self.objective = OBJECTIVES[config.objective.name]
         check_trackers(self.train.report_to)
         self.accelerator = Accelerator(
@@ -96,26 +102,42 @@ class Trainer:
         checkpoint.register(self.accelerator, self.denoiser)
 
     def open_run(self) -> None:
-        """Make the run's folder and write the resolved configuration into it."""
-        self.config.run_dir.mkdir(parents=True, exist_ok=True)
+        """Make the run's folder, empty unless the run goes on, and write the resolved configuration into it."""
         if self.accelerator.is_main_process:
+            if self.config.overwrite and self.train.resume_from_checkpoint is None:
+                shutil.rmtree(self.config.run_dir, ignore_errors=True)
+            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+            if self.checkpoint is None:
+                (self.config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
             (self.config.run_dir / "config.yaml").write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
         if self.train.report_to:
             self.accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(self.config).items()})
+        self.accelerator.wait_for_everyone()
+
+    def find_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from. Raises ValueError for one that cannot be, or where a run would be buried."""
+        run_dir, which = self.config.run_dir, self.train.resume_from_checkpoint
+        if which is None:
+            if not self.config.overwrite and any(run_dir.glob("checkpoint-*")) | (run_dir / "report.json").exists():
+                raise ValueError(
+                    f"{run_dir} holds a run already; give another --name, go on with --train.resume_from_checkpoint"
+                    " latest, or start it afresh with --overwrite true"
+                )
+            return None
+        folder = checkpoint.find_checkpoint(run_dir, which)
+        if folder and checkpoint.checkpoint_step(folder) > self.train.max_train_steps:
+            raise ValueError(f"{folder} is past train.max_train_steps {self.train.max_train_steps}")
+        return folder
 
     def resume(self) -> int:
         """Load the checkpoint that was asked for; returns the step to go on from."""
-        if self.train.resume_from_checkpoint is None:
-            (self.config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        if self.checkpoint is None:
             return 0
-        folder = checkpoint.find_checkpoint(self.config.run_dir, self.train.resume_from_checkpoint)
-        if folder is None:
-            self.accelerator.print(f"no checkpoint in {self.config.run_dir} yet; starting from the beginning")
-            return 0
-        step = checkpoint.checkpoint_step(folder)
-        self.accelerator.load_state(str(folder))
-        truncate_lines(self.config.run_dir / "metrics.jsonl", step)
-        self.accelerator.print(f"resuming from {folder}")
+        step = checkpoint.checkpoint_step(self.checkpoint)
+        self.accelerator.load_state(str(self.checkpoint))
+        if self.accelerator.is_main_process:
+            truncate_lines(self.config.run_dir / "metrics.jsonl", step)
+        self.accelerator.print(f"resuming from {self.checkpoint}")
         return step
 
     def loader(self, start: int) -> DataLoader:
@@ -174,7 +196,7 @@ class Trainer:
 
     def log(self, step: int, bar: tqdm, started: float) -> None:
         """Close the window: one line of metrics.jsonl, the progress bar, trackers, and the drift alarm."""
-        window = self.window.close(self.accelerator.reduce)
+        window = self.window.close(partial(self.accelerator.reduce, reduction="sum"))
         line = {"step": step, "seconds": round(time.perf_counter() - started, 3)}
         line |= {key: mean for key, (mean, _, _) in window.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
         if not math.isfinite(line["loss"]):

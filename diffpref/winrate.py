@@ -52,6 +52,9 @@ def scores(judge: Judge, images: list[Image], prompts: list[str]) -> np.ndarray:
     if found.shape != (len(images),):
         name = getattr(judge, "__name__", type(judge).__name__)
         raise ValueError(f"judge {name} gave scores of shape {found.shape}, not ({len(images)},): one for each picture")
+    if not np.isfinite(found).all():
+        name = getattr(judge, "__name__", type(judge).__name__)
+        raise ValueError(f"judge {name} gave {int((~np.isfinite(found)).sum())} scores that are NaN or infinite")
     return found
 
 

@@ -102,6 +102,26 @@ def test_crop_keeps_the_aspect_and_tells_its_corner(size):
     assert np.array_equal(cropped, np.array(whole)[top : top + 16, left : left + 16])
 
 
+def test_sixteen_bits_keep_their_range():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    assert np.array_equal(np.asarray(to_rgb(Image.fromarray(ramp)))[..., 0], ramp >> 8)
+    with pytest.raises(ValueError, match="mode F has no known range"):
+        to_rgb(Image.new("F", (4, 4)))
+
+
+def test_a_broken_row_is_named(tmp_path):
+    pairs = dataset(tmp_path)
+    pairs.rows = [{"prompt": None, "chosen": picture(8, 8), "rejected": picture(8, 8)}]
+    with pytest.raises(ValueError, match="data.path: row 0 of .*pairs.parquet: the prompt is None, not text"):
+        pairs[0, 0]
+
+
+def test_negative_weights_are_refused(tmp_path):
+    path = write_pairs(tmp_path / "pairs.parquet", weight=[1.0, -2.0, 1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="weights that are missing, negative or not finite"):
+        load_preferences(DataConfig(path=str(path)))
+
+
 def test_transparency_goes_on_white_and_grey_becomes_rgb():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)

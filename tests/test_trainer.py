@@ -207,6 +207,47 @@ def test_a_loss_that_is_no_number_stops_the_run(world):
         run(world, "wild", train={"learning_rate": 1e30, "max_train_steps": 8}, sample={"prompts": []})
 
 
+def test_a_run_is_not_buried_under_another(world):
+    run(world, "twice")
+    with pytest.raises(ValueError, match="holds a run already; give another --name, go on with .* or start it afresh"):
+        run(world, "twice")
+    from diffpref.config import load_config
+    from diffpref.trainer import Trainer
+
+    (world / "runs" / "twice" / "checkpoint-9").mkdir()
+    Trainer(load_config([*settings(world, "twice"), "--overwrite", "true"])).run()
+    assert not (world / "runs" / "twice" / "checkpoint-9").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "lora", "message"),
+    [({"max_train_steps": 3}, {}, "is past train.max_train_steps 3"), ({}, {"rank": 4}, "weights of other shapes")],
+)
+def test_a_checkpoint_of_another_run_is_refused(world, train, lora, message):
+    if not (world / "runs" / "mine").exists():
+        run(world, "mine", train={"checkpointing_steps": 4}, lora={"rank": 2})
+    latest = {"resume_from_checkpoint": "latest", "max_train_steps": 5}
+    with pytest.raises(ValueError, match=message):
+        run(world, "mine", train=latest | train, lora={"rank": 2} | lora)
+
+
+def nothing(images, prompts) -> np.ndarray:
+    """A judge that fails."""
+    return np.full(len(images), np.nan)
+
+
+def test_a_judge_that_fails_fails_before_training(world):
+    with pytest.raises(ValueError, match="judge nothing gave 4 scores that are NaN"):
+        run(world, "nan", judge={"judge": "test_trainer.nothing"})
+    assert not (world / "runs" / "nan" / "metrics.jsonl").exists()
+
+
+def test_one_prompt_is_too_few_for_a_judge(world):
+    (world / "one.txt").write_text("a cat\n")
+    with pytest.raises(ValueError, match="judge.judge needs two or more prompts"):
+        run(world, "one", judge={"judge": "test_trainer.brightness"}, sample={"prompts": str(world / "one.txt")})
+
+
 def test_an_unavailable_tracker_is_refused(world):
     with pytest.raises(ValueError, match="train.report_to: dvclive is not to be had here"):
         run(world, "tracked", train={"report_to": ["dvclive"]})

@@ -17,6 +17,10 @@ AUGMENTATION = 2  # which random stream of a group: crop, flip and caption dropo
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright, RGB, transparency on white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {image.mode} has no known range; convert it to 8 bits")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -51,13 +55,24 @@ class PreferencePairs(TorchDataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, key = item
+        try:
+            return self.load(index, key)
+        except Exception as error:  # whatever is wrong with a file, the user needs to know which
+            raise ValueError(f"data.path: row {index} of {self.config.path}: {error}") from error
+
+    def load(self, index: int, key: int) -> dict:
+        """One pair, decoded, cropped and perhaps mirrored."""
         row, g = self.rows[index], generator(self.seed, key, AUGMENTATION)
+        if not isinstance(row["prompt"], str):
+            raise ValueError(f"the prompt is {row['prompt']!r}, not text")
         vertical, horizontal, flip, drop = torch.rand(4, generator=g).tolist()
         place = (0.5, 0.5) if self.config.center_crop else (vertical, horizontal)
         images, sizes, corners = [], [], []
         for image in (to_rgb(row["chosen"]), to_rgb(row["rejected"])):
+            if self.config.random_flip and flip < 0.5:
+                image = ImageOps.mirror(image)
             cropped, corner = crop_square(image, self.resolution, place)
-            images.append(ImageOps.mirror(cropped) if self.config.random_flip and flip < 0.5 else cropped)
+            images.append(cropped)
             sizes.append((image.height, image.width))
             corners.append(corner)
         prompt = "" if drop < self.config.caption_dropout else row["prompt"]

@@ -28,7 +28,9 @@ def from_json(path: Path, split: str) -> Dataset:
 
 def from_folder(path: Path, split: str) -> Dataset:
     """A folder of parquet files named for the split, or an image folder with metadata.jsonl (chosen_file_name, …)."""
-    shards = sorted(map(str, path.glob(f"**/{split}*.parquet"))) or sorted(map(str, path.glob("**/*.parquet")))
+    shards = sorted(map(str, path.glob(f"**/{split}*.parquet")))
+    if not shards and split == "train":  # files that bear no split's name
+        shards = sorted(map(str, path.glob("**/*.parquet")))
     if shards:
         return load_dataset("parquet", data_files=shards, split="train")
     return load_dataset("imagefolder", data_dir=str(path), split=split)
@@ -83,4 +85,6 @@ def load_preferences(config: DataConfig) -> Dataset:
             rows = rows.cast_column(name, Image())
     if "weight" in rows.column_names:
         rows = rows.cast_column("weight", Value("float32"))
+        if any(weight is None or not 0 <= weight < float("inf") for weight in rows["weight"][:]):
+            raise ValueError(f"data.path: {config.path} has weights that are missing, negative or not finite")
     return rows.select(range(min(len(rows), config.max_pairs or len(rows))))

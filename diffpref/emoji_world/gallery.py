@@ -38,7 +38,7 @@ def run(seed: int) -> Path:
     if not report.exists() or json.loads(report.read_text())["config_hash"] != config_hash(config):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "diffpref/train.py"]
-        subprocess.run([*launch, "--config", str(CONFIG), *arguments(seed)], check=True)
+        subprocess.run([*launch, "--config", str(CONFIG), *arguments(seed), "--overwrite", "true"], check=True)
     return config.run_dir
 
 
