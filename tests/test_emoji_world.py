@@ -200,4 +200,5 @@ def test_pretraining_goes_on_where_it_was_killed_and_makes_a_stock_pipeline(tmp_
         assert max((once[k].float() - again[k].float()).abs().max() for k in once) < 0.02
     out = tmp_path / "picture.png"
     subprocess.run([sys.executable, "-c", STOCK, tmp_path / "whole" / "pipeline", out], check=True)
-    assert Image.open(out).size == (32, 32)
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
