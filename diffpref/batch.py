@@ -5,7 +5,6 @@ is a group of two. C,h,w latent channels and sides; L text tokens, D their width
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +88,3 @@ class Errors:
         return replace(
             self, policy=self.policy.detach(), advantage=None if self.advantage is None else self.advantage.detach()
         )
-
-
-Metrics = dict[str, Any]

@@ -17,7 +17,7 @@ def main() -> None:
     try:
         trainer.run()
     except KeyboardInterrupt:
-        sys.exit("stopped; go on from the last checkpoint with --train.resume_from_checkpoint latest")
+        sys.exit("stopped; --train.resume_from_checkpoint latest goes on from the last checkpoint, if there is one")
 
 
 if __name__ == "__main__":

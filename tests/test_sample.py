@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_pipelines import tiny_sd, tiny_sd3, tiny_sdxl
 
-from diffpref.sample import sample
+from diffpref.sample import decoding_outside_autocast, sample
 
 PIPELINES = {
     "sd": tiny_sd,
@@ -105,3 +105,13 @@ def test_clear_errors():
     torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="learning rate"):
         sample(pipe, ["a"], [1], **STEPS)
+
+
+def test_a_vae_that_overflows_in_fp16_is_decoded_in_its_pipelines_precision():
+    """SDXL's pipeline turns such a VAE to fp32 before it decodes; autocast must not undo that."""
+    pipe = tiny_sdxl()
+    pipe.vae.half()
+    with torch.autocast("cpu", dtype=torch.float16), decoding_outside_autocast(pipe):
+        pipe.vae.float()
+        inside = pipe.vae.decode(torch.zeros(1, 4, 8, 8, dtype=torch.float16), return_dict=False)[0]
+    assert inside.dtype == torch.float32 and "decode" not in vars(pipe.vae)
