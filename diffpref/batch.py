@@ -37,20 +37,27 @@ class Structure:
         return Structure(self.group.to(device), self.pairs.to(device), self.weight.to(device))
 
 
+Conditioning = dict[str, Tensor]  # whatever a family's denoiser takes beside x_t and t; each [N, ...]
+
+
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """images [N,3,H,W] in [-1,1]; prompts, N strings; original_size [N,2] (height, width) and crop_top_left [N,2] in
-    pixels; keys, one int per group that identifies its random draws; how the items belong together in `structure`."""
+    """prompts, N strings; pictures as images [N,3,H,W] in [-1,1], or as moments [N,C',h,w], what the VAE made of them
+    (from the cache); size (H, W) of the training pictures; original_size [N,2] (height, width) and crop_top_left [N,2]
+    in pixels; keys, one int per group that identifies its random draws; how the items belong together in `structure`;
+    conditioning, what the text encoders made of the prompts, when it comes from the cache; faults, a line for each
+    row that could not be used and was replaced."""
 
-    images: Tensor
     prompts: list[str]
+    size: tuple[int, int]
     original_size: Tensor
     crop_top_left: Tensor
     keys: list[int]
     structure: Structure
-
-
-Conditioning = dict[str, Tensor]  # whatever a family's denoiser takes beside x_t and t; each [N, ...]
+    images: Tensor | None = None
+    moments: Tensor | None = None
+    conditioning: Conditioning | None = None
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def encode_sdxl(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
 
 def describe_sdxl(batch: PreferenceBatch, c: Conditioning) -> Conditioning:
     """time_ids [N,6]: each picture's own original size, crop corner, and the size trained at."""
-    size = torch.tensor(batch.images.shape[-2:]).expand(len(batch.images), 2)
+    size = torch.tensor(batch.size).expand(len(batch.prompts), 2)
     time_ids = torch.cat([batch.original_size, batch.crop_top_left, size], dim=1)
     return c | {"time_ids": time_ids.to(c["pooled"])}
 

@@ -40,7 +40,8 @@ def batch(prompts=("a cat", "")) -> PreferenceBatch:
     images = torch.rand(2 * count, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
     size, corner = torch.tensor([[48, 40]]).expand(2 * count, 2), torch.tensor([[8, 4]]).expand(2 * count, 2)
     structure = Structure(items.repeat(2), torch.stack([items, items + count], 1), torch.ones(count))
-    return PreferenceBatch(images, list(prompts) * 2, size, corner, list(range(count)), structure)
+    keys, shape = list(range(count)), (images.shape[2], images.shape[3])
+    return PreferenceBatch(list(prompts) * 2, shape, size, corner, keys, structure, images)
 
 
 def forward(pipe, reference=None, dtype=torch.float32):

@@ -92,8 +92,10 @@ def collate(examples: list[dict]) -> PreferenceBatch:
     count = len(examples)
     order = [(example, side) for side in (0, 1) for example in examples]
     items = torch.arange(count)
+    images = torch.stack([example["images"][side] for example, side in order])
     return PreferenceBatch(
-        images=torch.stack([example["images"][side] for example, side in order]),
+        images=images,
+        size=(images.shape[2], images.shape[3]),
         prompts=[example["prompt"] for example, _ in order],
         original_size=torch.tensor([example["sizes"][side] for example, side in order]),
         crop_top_left=torch.tensor([example["corners"][side] for example, side in order]),

@@ -1,20 +1,12 @@
 """Typed configuration: the one place where a default is written down.
 
-YAML file, then dotted overrides on the command line (`--train.learning_rate 1e-4`). Unknown keys, wrong types and
-impossible values are errors that name the key. Docstrings of the fields are the command's help text.
+Docstrings of the fields are the command's help text.
 """
 
-import difflib
-import hashlib
-import json
-import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -59,27 +51,66 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Preferences: rows with prompt, chosen, rejected (and optionally weight).
+    """Preferences: rows with prompt, chosen, rejected (and optionally weight, margin).
 
     Args:
         path: Parquet or JSONL file, folder of them, or hub id of a data set.
         split: Which split of it.
         resolution: Side of the square training pictures; the pipeline's own size when not given.
+        buckets: Sizes [height, width] to train at; a pair goes into the one nearest to its aspect ratio. auto makes
+            a ladder of aspect ratios with as many pixels as resolution². Without buckets every picture is a square.
         center_crop: Crop the middle; otherwise a random place, the same for both pictures of a pair.
         random_flip: Mirror half of the pairs, both pictures alike.
         caption_dropout: Share of groups trained with the empty prompt, which keeps classifier-free guidance alive.
         max_pairs: Use only the first so many pairs.
+        min_margin: Leave out pairs whose margin column is smaller: their label is a coin toss.
+        max_margin: Leave out pairs whose margin column is larger: the model has nothing to learn from them.
+        ties: What becomes of pairs whose margin is 0.
+        faults: A pair that cannot be used (a broken picture, no prompt, twice the same picture) is left out, named
+            and counted, or stops the run.
+        streaming: Read rows as they come, without a copy on this disk; for sets too large to download.
+        shuffle_buffer: Rows of a stream that are shuffled among themselves.
         num_workers: Processes that decode pictures; 0 decodes in the training process.
+        prefetch_factor: Batches that each of them decodes ahead.
     """
 
     path: str
     split: str = "train"
     resolution: int | None = None
+    buckets: list[tuple[int, int]] | Literal["auto"] | None = None
     center_crop: bool = True
     random_flip: bool = False
     caption_dropout: float = 0.0
     max_pairs: int | None = None
+    min_margin: float | None = None
+    max_margin: float | None = None
+    ties: Literal["drop", "keep"] = "drop"
+    faults: Literal["skip", "raise"] = "skip"
+    streaming: bool = False
+    shuffle_buffer: int = 1000
     num_workers: int = 2
+    prefetch_factor: int = 4
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What the encoders make, kept on disk: each picture and prompt is encoded once, and the encoders leave memory.
+
+    Args:
+        latents: Keep the VAE's posterior of every picture; latents are drawn from it afresh at each step.
+        text: Keep the text encoders' output for every prompt.
+        folder: Where; output_dir/cache when not given. Runs share it.
+        max_gb: Size it may reach. Entries of other models and pictures are removed for new ones.
+        crops: Random places a cached crop may lie at, for each pair; 1 with data.center_crop.
+        batch_size: Pictures or prompts encoded at once.
+    """
+
+    latents: bool = False
+    text: bool = False
+    folder: Path | None = None
+    max_gb: float = 50.0
+    crops: int = 4
+    batch_size: int = 8
 
 
 @dataclass(frozen=True)
@@ -106,10 +137,13 @@ class ObjectiveConfig:
     Args:
         name: dpo, or sft on the winners.
         beta: Multiplies half the margin of mean squared errors, as in Diffusion-DPO's --beta_dpo.
+        margin_cap: Preference logit beyond which a pair no longer pushes; without it the incentive to unlearn
+            losers has no end.
     """
 
     name: Literal["dpo", "sft"] = "dpo"
     beta: float = 5000.0
+    margin_cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +166,9 @@ class TrainConfig:
         max_train_steps: Optimiser steps.
         train_batch_size: Comparisons in one forward pass of one process.
         gradient_accumulation_steps: Forward passes to an optimiser step.
-        learning_rate: Peak rate of AdamW.
+        optimizer: AdamW, or bitsandbytes' AdamW with 8-bit states (a quarter of their memory; needs CUDA and the
+            extra 8bit).
+        learning_rate: Peak rate of the optimiser.
         lr_scheduler: diffusers' name of the schedule.
         lr_warmup_steps: Steps of linear warm-up.
         adam_beta1: First moment's decay.
@@ -140,19 +176,25 @@ class TrainConfig:
         adam_weight_decay: Decoupled weight decay.
         adam_epsilon: Added to the denominator.
         max_grad_norm: Gradients are clipped to this norm.
+        skip_grad_norm: Leave out an optimiser step whose gradient norm is more than so many times the running
+            average, or not finite. Costs a wait for the GPU at every step.
+        ema_decay: Average the trainable weights at this decay; the result and its pictures are then the average.
         mixed_precision: Compute precision of the denoiser under autocast.
         gradient_checkpointing: Recompute activations: less memory, more time.
         seed: Of the adapter's start, the order of the data, timesteps and noise.
         checkpointing_steps: Steps between checkpoints; 0 for none.
+        checkpoints_total_limit: Keep only so many of the newest; all when not given.
         resume_from_checkpoint: latest, or a checkpoint folder of this run.
         logging_steps: Steps between lines in metrics.jsonl.
         report_to: accelerate trackers, such as tensorboard or wandb.
         drift_alarm: Standard errors by which the winners' drift must exceed zero before the alarm speaks.
+        on_drift: At the alarm, say so and go on, or stop early and conclude.
     """
 
     max_train_steps: int = 1000
     train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-4
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant_with_warmup"
     lr_warmup_steps: int = 0
@@ -161,14 +203,18 @@ class TrainConfig:
     adam_weight_decay: float = 1e-2
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    skip_grad_norm: float | None = None
+    ema_decay: float | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     seed: int = 0
     checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = None
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
     drift_alarm: float = 4.0
+    on_drift: Literal["warn", "stop"] = "warn"
 
 
 @dataclass(frozen=True)
@@ -223,6 +269,7 @@ class Config:
         model: The base pipeline.
         lora: The adapter.
         data: The preferences.
+        cache: Encoded pictures and prompts on disk.
         noise: Timesteps and noise.
         objective: The loss.
         reference: What the policy is compared with.
@@ -237,6 +284,7 @@ class Config:
     output_dir: Path = Path("runs")
     overwrite: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -248,128 +296,3 @@ class Config:
     def run_dir(self) -> Path:
         """Where everything of this run goes."""
         return self.output_dir / self.name
-
-
-# Impossible values: (what must hold, in words, test). The error names key, value and the words.
-POSITIVE = ("must be positive", lambda x: x > 0)
-NOT_NEGATIVE = ("must not be negative", lambda x: x >= 0)
-SHARE = ("must lie in [0, 1]", lambda x: 0 <= x <= 1)
-BELOW_ONE = ("must lie in [0, 1)", lambda x: 0 <= x < 1)
-LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": ("must name a folder, not a path", lambda x: bool(re.fullmatch(r"[\w.\-]*\w[\w.\-]*", x))),
-    "lora.rank": POSITIVE,
-    "lora.alpha": POSITIVE,
-    "lora.dropout": BELOW_ONE,
-    "data.resolution": POSITIVE,
-    "data.caption_dropout": SHARE,
-    "data.max_pairs": POSITIVE,
-    "data.num_workers": NOT_NEGATIVE,
-    "noise.logit_std": POSITIVE,
-    "objective.beta": POSITIVE,
-    "train.seed": NOT_NEGATIVE,
-    "sample.seed": NOT_NEGATIVE,
-    "train.max_train_steps": POSITIVE,
-    "train.train_batch_size": POSITIVE,
-    "train.gradient_accumulation_steps": POSITIVE,
-    "train.learning_rate": POSITIVE,
-    "train.lr_warmup_steps": NOT_NEGATIVE,
-    "train.adam_beta1": BELOW_ONE,
-    "train.adam_beta2": BELOW_ONE,
-    "train.adam_weight_decay": NOT_NEGATIVE,
-    "train.adam_epsilon": POSITIVE,
-    "train.max_grad_norm": POSITIVE,
-    "train.checkpointing_steps": NOT_NEGATIVE,
-    "train.logging_steps": POSITIVE,
-    "sample.validation_steps": NOT_NEGATIVE,
-    "sample.validation_prompts": POSITIVE,
-    "sample.images_per_prompt": POSITIVE,
-    "sample.num_inference_steps": POSITIVE,
-    "sample.batch_size": POSITIVE,
-    "judge.confidence": ("must lie in (0, 1)", lambda x: 0 < x < 1),
-}
-
-
-def validate(config: Config) -> Config:
-    """Raise ValueError for values no run can have; returns the configuration."""
-    for key, (words, holds) in LIMITS.items():
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value is not None and not holds(value):
-            raise ValueError(f"{key} {words}, got {value!r}")
-    if config.model.tuning == "full" and config.reference.kind == "adapter_off" and config.objective.name != "sft":
-        raise ValueError("model.tuning full has no adapter to switch off; set reference.kind to frozen_copy")
-    if config.model.dtype == "float16" and config.train.mixed_precision != "fp16":
-        raise ValueError("model.dtype float16 needs train.mixed_precision fp16: its scaler saves small gradients")
-    if config.judge.measures and not config.sample.prompts:
-        raise ValueError("judge.measures needs pictures to measure; give sample.prompts")
-    if config.sample.validation_steps and not config.sample.prompts:
-        raise ValueError("sample.validation_steps needs something to draw; give sample.prompts")
-    if config.judge.judge and not config.sample.prompts:
-        raise ValueError("judge.judge needs pictures to judge; give sample.prompts")
-    return config
-
-
-def config_parser() -> ArgumentParser:
-    """The command line of a run."""
-    parser = ArgumentParser(
-        prog="train.py", description="Tune a diffusion model on preferences.", exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
-    parser.add_class_arguments(Config, as_group=False)
-    return parser
-
-
-def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the configuration."""
-    keys = []
-    for f in fields(cls):
-        nested = is_dataclass(f.type)
-        keys += known_keys(f.type, f"{prefix}{f.name}.") if nested else [prefix + f.name]
-    return keys
-
-
-UNKNOWN_KEY = (
-    r"Group '([\w.]+)' does not accept option '([\w.]+)'",
-    r"Option '([\w.]+)' is not accepted",
-    r"nrecognized arguments: --([\w.]+)",
-)
-
-
-def explain(error: Exception) -> str:
-    """A parser's error with, for a key that does not exist, the nearest one that does."""
-    message = str(error)
-    unknown = next((m for m in (re.search(p, message) for p in UNKNOWN_KEY) if m), None)
-    if not unknown:
-        return message
-    key = ".".join(unknown.groups())
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-    near = near or [k for k in known_keys() if k.endswith("." + key)][:1]
-    return f"unknown configuration key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def load_config(argv: Sequence[str] | None = None) -> Config:
-    """Parse a command line. Raises ValueError, naming the key, for anything a run cannot use."""
-    parser = config_parser()
-    try:
-        parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        instance = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(explain(error)) from error
-    return validate(Config(**{f.name: getattr(instance, f.name) for f in fields(Config)}))
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain JSON values."""
-    return json.loads(json.dumps(asdict(config), default=name_of))
-
-
-def name_of(value: object) -> str:
-    """Paths and functions as the text that a configuration file has for them."""
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
-
-
-def config_hash(config: Config) -> str:
-    """Identifies what a run computes: every key but its name and folder."""
-    content = {k: v for k, v in to_dict(config).items() if k not in ("name", "output_dir", "overwrite")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

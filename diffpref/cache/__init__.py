@@ -1,0 +1,1 @@
+"""What the encoders make of pictures and prompts, kept on disk."""

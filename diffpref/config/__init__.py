@@ -1,0 +1,39 @@
+"""Typed configuration: sections and defaults, limits, command line, identity."""
+
+from diffpref.config.command_line import known_keys, load_config
+from diffpref.config.identity import config_hash, name_of, to_dict
+from diffpref.config.limits import LIMITS, validate
+from diffpref.config.sections import (
+    CacheConfig,
+    Config,
+    DataConfig,
+    JudgeConfig,
+    LoraSettings,
+    ModelConfig,
+    NoiseConfig,
+    ObjectiveConfig,
+    ReferenceConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "LIMITS",
+    "CacheConfig",
+    "Config",
+    "DataConfig",
+    "JudgeConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "NoiseConfig",
+    "ObjectiveConfig",
+    "ReferenceConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "config_hash",
+    "known_keys",
+    "load_config",
+    "name_of",
+    "to_dict",
+    "validate",
+]

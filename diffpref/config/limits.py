@@ -1,0 +1,109 @@
+"""Values no run can have, and combinations that contradict each other."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from diffpref.config.sections import Config
+
+# Impossible values: (what must hold, in words, test). The error names key, value and the words.
+POSITIVE = ("must be positive", lambda x: x > 0)
+NOT_NEGATIVE = ("must not be negative", lambda x: x >= 0)
+SHARE = ("must lie in [0, 1]", lambda x: 0 <= x <= 1)
+BELOW_ONE = ("must lie in [0, 1)", lambda x: 0 <= x < 1)
+LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("must name a folder, not a path", lambda x: bool(re.fullmatch(r"[\w.\-]*\w[\w.\-]*", x))),
+    "lora.rank": POSITIVE,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "data.resolution": POSITIVE,
+    "data.caption_dropout": SHARE,
+    "data.max_pairs": POSITIVE,
+    "data.buckets": ("must be pairs of positive sides", lambda x: x == "auto" or x and all(min(b) > 0 for b in x)),
+    "data.num_workers": NOT_NEGATIVE,
+    "data.prefetch_factor": POSITIVE,
+    "data.shuffle_buffer": POSITIVE,
+    "data.min_margin": NOT_NEGATIVE,
+    "data.max_margin": POSITIVE,
+    "cache.max_gb": POSITIVE,
+    "cache.crops": POSITIVE,
+    "cache.batch_size": POSITIVE,
+    "noise.logit_std": POSITIVE,
+    "objective.beta": POSITIVE,
+    "objective.margin_cap": POSITIVE,
+    "train.seed": NOT_NEGATIVE,
+    "sample.seed": NOT_NEGATIVE,
+    "train.max_train_steps": POSITIVE,
+    "train.train_batch_size": POSITIVE,
+    "train.gradient_accumulation_steps": POSITIVE,
+    "train.learning_rate": POSITIVE,
+    "train.lr_warmup_steps": NOT_NEGATIVE,
+    "train.adam_beta1": BELOW_ONE,
+    "train.adam_beta2": BELOW_ONE,
+    "train.adam_weight_decay": NOT_NEGATIVE,
+    "train.adam_epsilon": POSITIVE,
+    "train.max_grad_norm": POSITIVE,
+    "train.skip_grad_norm": ("must be greater than 1", lambda x: x > 1),
+    "train.ema_decay": BELOW_ONE,
+    "train.checkpointing_steps": NOT_NEGATIVE,
+    "train.checkpoints_total_limit": POSITIVE,
+    "train.drift_alarm": POSITIVE,
+    "train.logging_steps": POSITIVE,
+    "sample.validation_steps": NOT_NEGATIVE,
+    "sample.validation_prompts": POSITIVE,
+    "sample.images_per_prompt": POSITIVE,
+    "sample.num_inference_steps": POSITIVE,
+    "sample.batch_size": POSITIVE,
+    "judge.confidence": ("must lie in (0, 1)", lambda x: 0 < x < 1),
+}
+
+
+# Contradictions: (test, the message when it holds).
+CONTRADICTIONS: list[tuple[Callable[[Config], bool], str]] = [
+    (
+        lambda c: c.model.tuning == "full" and c.reference.kind == "adapter_off" and c.objective.name != "sft",
+        "model.tuning full has no adapter to switch off; set reference.kind to frozen_copy",
+    ),
+    (
+        lambda c: c.model.dtype == "float16" and c.train.mixed_precision != "fp16",
+        "model.dtype float16 needs train.mixed_precision fp16: its scaler saves small gradients",
+    ),
+    (
+        lambda c: bool(c.judge.measures) and not c.sample.prompts,
+        "judge.measures needs pictures to measure; give sample.prompts",
+    ),
+    (
+        lambda c: bool(c.sample.validation_steps) and not c.sample.prompts,
+        "sample.validation_steps needs something to draw; give sample.prompts",
+    ),
+    (
+        lambda c: c.judge.judge is not None and not c.sample.prompts,
+        "judge.judge needs pictures to judge; give sample.prompts",
+    ),
+    (
+        lambda c: c.data.streaming and (c.cache.latents or c.cache.text),
+        "data.streaming passes pictures once and keeps none; a cache is for sets that stay on disk",
+    ),
+    (
+        lambda c: c.data.streaming and c.data.buckets is not None,
+        "data.buckets needs the sizes of all pictures before training, which data.streaming does not have",
+    ),
+    (
+        lambda c: None not in (c.data.min_margin, c.data.max_margin) and c.data.min_margin > c.data.max_margin,
+        "data.min_margin is larger than data.max_margin: no pair can pass",
+    ),
+]
+
+
+def validate(config: Config) -> Config:
+    """Raise ValueError for values no run can have; returns the configuration."""
+    for key, (words, holds) in LIMITS.items():
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None and not holds(value):
+            raise ValueError(f"{key} {words}, got {value!r}")
+    for contradicts, message in CONTRADICTIONS:
+        if contradicts(config):
+            raise ValueError(message)
+    return config
