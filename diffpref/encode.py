@@ -1,24 +1,32 @@
 """Images -> latents, prompts -> conditioning."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpref.batch import Conditioning, Encoded, PreferenceBatch
 from diffpref.families import family_of
 from diffpref.noise import generator
 
 POSTERIOR = 1  # which random stream of a group: keeps the VAE's draw apart from the diffusion noise
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def present(pipe: DiffusionPipeline, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The components of these names that a pipeline has."""
+    found = {name: getattr(pipe, name, None) for name in names}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 @contextmanager
 def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
     """The VAE in fp32 where it says that fp16 overflows (SDXL's does), as the pipeline decodes; else as it is."""
     dtype = vae.dtype
-    if dtype != torch.float16 or not vae.config.force_upcast:
+    if dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
         yield vae
         return
     vae.float()
@@ -28,34 +36,58 @@ def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
         vae.to(dtype)
 
 
+@torch.no_grad()
+def encode_moments(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
+    """images [N,3,H,W] in [-1,1] -> what latents are drawn from, [N,C',h,w] in the dtype that the VAE computes in."""
+    with full_range(pipe.vae) as vae:
+        return family_of(pipe).moments(vae, images.to(vae.device, vae.dtype))
+
+
+def release_encoders(pipe: DiffusionPipeline, latents: bool = True, text: bool = True) -> None:
+    """Take the VAE (`latents`) and the text encoders (`text`) out of a pipeline, and give their memory back.
+
+    Tokenizers stay. An Encoder of the pipeline then takes only batches that hold moments and conditioning.
+    """
+    for name in present(pipe, ("vae",) * latents + TEXT_ENCODERS * text):
+        setattr(pipe, name, None)
+    gc.collect()  # modules stand in reference cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class Encoder:
-    """Encodes batches with a pipeline's own encoders. Prompts are remembered: they are few and come again every
-    epoch."""
+    """Encodes batches with a pipeline's own encoders, or takes what a cache has of them. Prompts are remembered: they
+    are few and come again every epoch."""
 
     def __init__(self, pipe: DiffusionPipeline, seed: int, remember: int = 256):
         self.pipe, self.family, self.seed, self.remember = pipe, family_of(pipe), seed, remember
+        # Kept here, for the encoders may leave the pipeline.
+        self.device, self.channels = pipe.device, pipe.vae.config.latent_channels
+        self.scale, self.shift = pipe.vae.config.scaling_factor, getattr(pipe.vae.config, "shift_factor", None) or 0.0
         self.prompts: dict[str, Conditioning] = {}
-        for module in (
-            pipe.vae,
-            *(getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")),
-        ):
-            if module is not None:
-                module.requires_grad_(False).eval()
+        for module in present(pipe, ("vae", *TEXT_ENCODERS)).values():
+            module.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, batch: PreferenceBatch) -> Encoded:
         """Batch -> latents and conditioning on the pipeline's device."""
-        conditioning = self.family.describe(batch, self.encode_prompts(batch.prompts))
-        return Encoded(self.encode_images(batch), conditioning, batch.keys, batch.structure.to(self.pipe.device))
+        conditioning = batch.conditioning or self.encode_prompts(batch.prompts)
+        conditioning = {key: value.to(self.device) for key, value in conditioning.items()}
+        conditioning = self.family.describe(batch, conditioning)
+        return Encoded(self.encode_images(batch), conditioning, batch.keys, batch.structure.to(self.device))
 
     def encode_images(self, batch: PreferenceBatch) -> Tensor:
         """latents [N,C,h,w] = (z − shift)·scale, z drawn from the VAE's posterior; fp32."""
-        with full_range(self.pipe.vae) as vae:
-            posterior = vae.encode(batch.images.to(vae.device, vae.dtype)).latent_dist
-            mean, std = posterior.mean.float(), posterior.std.float()
+        moments = encode_moments(self.pipe, batch.images) if batch.moments is None else batch.moments.to(self.device)
+        return (self.draw(moments.float(), batch) - self.shift) * self.scale
+
+    def draw(self, moments: Tensor, batch: PreferenceBatch) -> Tensor:
+        """z [N,C,h,w] = mean + std·ε; of a VAE that draws nothing, the moments are z."""
+        if moments.shape[1] == self.channels:
+            return moments
+        mean, std = moments.chunk(2, dim=1)
         draws = [torch.randn(mean.shape[1:], generator=g) for g in self.posterior_generators(batch)]
-        z = mean + std * torch.stack(draws).to(mean.device)
-        return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+        return mean + std * torch.stack(draws).to(mean.device)
 
     def posterior_generators(self, batch: PreferenceBatch) -> list[torch.Generator]:
         """One generator for each item in turn; the items of a group share theirs, drawing one after the other."""

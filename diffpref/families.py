@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
 from diffpref.batch import Conditioning, PreferenceBatch
 from diffpref.config import ModelConfig
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def posterior(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Mean and standard deviation of the VAE's posterior, [N,2C,h,w]; of a VAE that has none, its latents [N,C,h,w]."""
+    output = vae.encode(images)
+    if "latent_dist" not in output:
+        return output[0]
+    return torch.cat([output.latent_dist.mean, output.latent_dist.std], dim=1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Family:
     encode_prompts: (pipeline, N prompts) -> conditioning [N,...] as the pipeline itself would make it.
     describe: (batch, conditioning) -> conditioning with what depends on the picture and not on the prompt.
     denoise: (denoiser, x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w].
+    moments: (VAE, pictures [N,3,H,W]) -> what latents are drawn from, [N,2C,h,w]; or, when nothing is drawn, [N,C,h,w].
     """
 
     denoiser: str
@@ -34,6 +43,7 @@ class Family:
     encode_prompts: Callable[[DiffusionPipeline, list[str]], Conditioning]
     describe: Callable[[PreferenceBatch, Conditioning], Conditioning]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+    moments: Callable[[AutoencoderKL, Tensor], Tensor] = posterior
 
 
 def keep(batch: PreferenceBatch, conditioning: Conditioning) -> Conditioning:
