@@ -1,108 +1,148 @@
-"""Rows of a preference set -> PreferenceBatch. A pair shares crop, flip and dropped caption."""
+"""Rows of a preference set -> PreferenceBatch. A pair shares its view and its dropped caption."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from diffpref.batch import PreferenceBatch, Structure
 from diffpref.config import DataConfig
-from diffpref.noise import generator
+from diffpref.data.pictures import open_picture, to_tensor
+from diffpref.data.views import View, cut, draw_view, draws
 
-AUGMENTATION = 2  # which random stream of a group: crop, flip and caption dropout
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright, RGB, transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"a picture of mode {image.mode} has no known range; convert it to 8 bits")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+Row = int | dict[str, Any]  # a number in the set, or the row itself where a stream has no numbers
+SIDES = ("chosen", "rejected")
+TRIES = 8  # so many rows that cannot be used, one after the other, are no accident
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> [3,H,W] in [-1,1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1)
+class PairCache(Protocol):
+    """What the encoders made before training."""
 
+    crops: int
 
-def crop_square(image: Image.Image, size: int, place: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
-    """Shorter side to `size`, then a square at `place` (vertical, horizontal, each in [0,1]); nothing is distorted.
+    def latents(self, row: int, view: View) -> list[dict[str, Any]] | None:
+        """For each side moments [C',h,w], original (height, width) and corner (top, left); None when latents are not
+        cached. Raises KeyError for an entry that could not be made."""
+        ...
 
-    Returns the picture and its crop corner (top, left), in pixels of the resized picture.
-    """
-    scale = size / min(image.size)
-    resized = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    left, top = (round(p * (side - size)) for p, side in zip(reversed(place), resized.size, strict=True))
-    return resized.crop((left, top, left + size, top + size)), (top, left)
+    def conditioning(self, prompt: str) -> dict[str, Tensor] | None:
+        """What the text encoders made of one prompt, without batch dimension; None when text is not cached."""
+        ...
 
 
 class PreferencePairs(TorchDataset):
-    """Items of (row, key): one decoded pair. The key is the pair's position in training; its random draws depend on
-    it alone."""
+    """Items of (row, key): one pair, decoded or from the cache. The key is the pair's position in training; its random
+    draws depend on it alone.
 
-    def __init__(self, rows: Dataset, config: DataConfig, resolution: int, seed: int):
-        self.rows, self.config, self.resolution, self.seed = rows, config, resolution, seed
+    A row that turns out to be unusable is replaced by the next one that is usable and of the same size, or with
+    data.faults=raise stops the run.
+
+    Args:
+        rows: prompt, chosen, rejected (undecoded), optionally weight, and row: the number to name it by.
+        config: How pairs are cut.
+        sizes: (H, W) for all pairs, or an array [rows, 2].
+        seed: Of the random draws.
+        cache: What is encoded already.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset | None,
+        config: DataConfig,
+        sizes: tuple[int, int] | np.ndarray,
+        seed: int,
+        cache: PairCache | None = None,
+    ):
+        self.rows, self.config, self.sizes, self.seed, self.cache = rows, config, sizes, seed, cache
+        # With cached latents the files are not touched; reading a row would copy them.
+        self.words = rows.remove_columns(list(SIDES)) if rows is not None and cache is not None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict:
-        index, key = item
-        try:
-            return self.load(index, key)
-        except Exception as error:  # whatever is wrong with a file, the user needs to know which
-            raise ValueError(f"data.path: row {index} of {self.config.path}: {error}") from error
+    def __getitem__(self, item: tuple[Row, int]) -> dict[str, Any]:
+        row, key = item
+        return self.first_usable([row] if isinstance(row, dict) else self.following(row), key)
 
-    def load(self, index: int, key: int) -> dict:
-        """One pair, decoded, cropped and perhaps mirrored."""
-        row, g = self.rows[index], generator(self.seed, key, AUGMENTATION)
-        if not isinstance(row["prompt"], str):
-            raise ValueError(f"the prompt is {row['prompt']!r}, not text")
-        vertical, horizontal, flip, drop = torch.rand(4, generator=g).tolist()
-        place = (0.5, 0.5) if self.config.center_crop else (vertical, horizontal)
-        images, sizes, corners = [], [], []
-        for image in (to_rgb(row["chosen"]), to_rgb(row["rejected"])):
-            if self.config.random_flip and flip < 0.5:
-                image = ImageOps.mirror(image)
-            cropped, corner = crop_square(image, self.resolution, place)
-            images.append(cropped)
-            sizes.append((image.height, image.width))
-            corners.append(corner)
-        prompt = "" if drop < self.config.caption_dropout else row["prompt"]
-        tensors = [to_tensor(image) for image in images]
-        return {
-            "images": tensors,
-            "prompt": prompt,
-            "sizes": sizes,
-            "corners": corners,
-            "key": key,
-            "weight": row.get("weight", 1.0),
-        }
+    def size(self, row: Row) -> tuple[int, int]:
+        """(H, W) that a row is trained at."""
+        size = self.sizes if isinstance(self.sizes, tuple) else self.sizes[row]
+        return int(size[0]), int(size[1])
+
+    def following(self, row: int) -> Iterator[int]:
+        """The row, then all others of its size in order, from the end on to the beginning."""
+        yield row
+        same = np.arange(len(self))
+        if not isinstance(self.sizes, tuple):
+            same = np.flatnonzero((self.sizes == self.sizes[row]).all(1))
+        yield from (int(other) for other in np.roll(same, -np.searchsorted(same, row))[1:])
+
+    def first_usable(self, rows: Iterable[Row], key: int) -> dict[str, Any]:
+        """The first of the rows that can be used, and a line for each one before it. Raises ValueError when all of
+        them fail, or the first with data.faults=raise."""
+        failed: list[str] = []
+        for row in islice(rows, TRIES):
+            try:
+                pair = self.load(row, key)
+            except (ValueError, OSError, KeyError) as error:
+                failed.append(f"row {self.number(row)} of {self.config.path}: {error.args[-1]}")
+                if self.config.faults == "raise":
+                    raise ValueError(f"data.path: {failed[0]}") from error
+                continue
+            return pair | {"faults": [f"{line}; row {self.number(row)} stands in" for line in failed]}
+        raise ValueError(f"data.path: {failed[0]}; no other row can stand in ({len(failed)} tried)")
+
+    def number(self, row: Row) -> int:
+        """The row's number in the set that the user gave."""
+        values = row if isinstance(row, dict) else self.words[row]
+        return values.get("row", row)
+
+    def load(self, row: Row, key: int) -> dict[str, Any]:
+        """One pair. Raises ValueError, FileNotFoundError or KeyError with the reason when it cannot be used."""
+        values = row if isinstance(row, dict) else self.words[row]
+        prompt = "" if draws(self.seed, key)[3] < self.config.caption_dropout else values["prompt"]
+        pair = {"key": key, "prompt": prompt, "weight": values.get("weight", 1.0), "size": self.size(row)}
+        view = draw_view(row, key, pair["size"], self.config, self.seed, self.cache.crops if self.cache else None)
+        pair["sides"] = self.cache.latents(row, view) if self.cache else None
+        if pair["sides"] is None:
+            values = row if isinstance(row, dict) else self.rows[row]
+            pair["sides"] = [decode(values, side, view) for side in SIDES]
+        pair["conditioning"] = self.cache.conditioning(prompt) if self.cache else None
+        return pair
 
 
-def collate(examples: list[dict]) -> PreferenceBatch:
+def decode(values: dict[str, Any], side: str, view: View) -> dict[str, Any]:
+    """One picture of a row, cut. Raises ValueError that names the side."""
+    try:
+        image, original, corner = cut(open_picture(values[side]), view)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{side}: {error}") from error
+    return {"images": to_tensor(image), "original": original, "corner": corner}
+
+
+def collate(examples: list[dict[str, Any]]) -> PreferenceBatch:
     """P pairs -> N = 2P items, all winners first."""
-    count = len(examples)
-    order = [(example, side) for side in (0, 1) for example in examples]
-    items = torch.arange(count)
-    images = torch.stack([example["images"][side] for example, side in order])
+    items, both = torch.arange(len(examples)), examples * 2
+    sides = [example["sides"][side] for side in (0, 1) for example in examples]
+    kind = "images" if "images" in sides[0] else "moments"
+    words = [example["conditioning"] for example in both]
     return PreferenceBatch(
-        images=images,
-        size=(images.shape[2], images.shape[3]),
-        prompts=[example["prompt"] for example, _ in order],
-        original_size=torch.tensor([example["sizes"][side] for example, side in order]),
-        crop_top_left=torch.tensor([example["corners"][side] for example, side in order]),
+        **{kind: torch.stack([side[kind] for side in sides])},
+        prompts=[example["prompt"] for example in both],
+        size=examples[0]["size"],
+        original_size=torch.tensor([side["original"] for side in sides]),
+        crop_top_left=torch.tensor([side["corner"] for side in sides]),
         keys=[example["key"] for example in examples],
         structure=Structure(
             group=items.repeat(2),
-            pairs=torch.stack([items, items + count], dim=1),
+            pairs=torch.stack([items, items + len(examples)], dim=1),
             weight=torch.tensor([float(example["weight"]) for example in examples]),
         ),
+        conditioning=words[0] and {name: torch.stack([word[name] for word in words]) for name in words[0]},
+        faults=tuple(line for example in examples for line in example.get("faults", ())),
     )
