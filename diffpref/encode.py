@@ -22,6 +22,12 @@ def present(pipe: DiffusionPipeline, names: tuple[str, ...]) -> dict[str, nn.Mod
     return {name: module for name, module in found.items() if module is not None}
 
 
+def freeze(pipe: DiffusionPipeline) -> None:
+    """No gradients, no dropout in the encoders. Torch may also round otherwise where weights want gradients."""
+    for module in present(pipe, ("vae", *TEXT_ENCODERS)).values():
+        module.requires_grad_(False).eval()
+
+
 @contextmanager
 def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
     """The VAE in fp32 where it says that fp16 overflows (SDXL's does), as the pipeline decodes; else as it is."""
@@ -40,7 +46,7 @@ def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
 def encode_moments(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     """images [N,3,H,W] in [-1,1] -> what latents are drawn from, [N,C',h,w] in the dtype that the VAE computes in."""
     with full_range(pipe.vae) as vae:
-        return family_of(pipe).moments(vae, images.to(vae.device, vae.dtype))
+        return family_of(pipe).moments(vae, images.to(vae.device, vae.dtype)).contiguous()
 
 
 def release_encoders(pipe: DiffusionPipeline, latents: bool = True, text: bool = True) -> None:
@@ -65,8 +71,7 @@ class Encoder:
         self.device, self.channels = pipe.device, pipe.vae.config.latent_channels
         self.scale, self.shift = pipe.vae.config.scaling_factor, getattr(pipe.vae.config, "shift_factor", None) or 0.0
         self.prompts: dict[str, Conditioning] = {}
-        for module in present(pipe, ("vae", *TEXT_ENCODERS)).values():
-            module.requires_grad_(False).eval()
+        freeze(pipe)
 
     @torch.no_grad()
     def __call__(self, batch: PreferenceBatch) -> Encoded:

@@ -1,0 +1,198 @@
+"""What entries a run needs, and how they are made."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from diffpref.cache.digests import SIDES
+from diffpref.cache.fingerprint import picture_key, prompt_key
+from diffpref.cache.store import Entry
+from diffpref.cache.workers import in_workers
+from diffpref.config import Config
+from diffpref.data.pictures import open_picture, to_tensor
+from diffpref.data.views import View, cut, enumerate_views
+from diffpref.encode import encode_moments
+from diffpref.families import family_of
+
+HEADER = 512  # bytes, about, that an entry takes in its shard's header
+Report = Callable[[int, str], None]  # (row, reason): this one cannot be made
+
+
+class Maker(Protocol):
+    """One kind of entry."""
+
+    what: str
+    keys: list[str]  # of all entries that the run needs, each once
+
+    def parts(self, missing: list[str]) -> list:
+        """The missing entries, in parts that one process had best make whole."""
+        ...
+
+    def bytes_needed(self, missing: list[str]) -> int:
+        """About how large they will be."""
+        ...
+
+    def make(self, parts: list, report: Report) -> Iterator[tuple[str, Entry]]:
+        """The entries of these parts, with their keys."""
+        ...
+
+
+class Cutting(TorchDataset):
+    """Part of a row's views -> (row, [(key, picture, its place)], or the reason why there are none)."""
+
+    def __init__(self, rows: Dataset, parts: list):
+        self.rows, self.parts = rows, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, item: int) -> tuple[int, list, str]:
+        number, wanted = self.parts[item]
+        row = self.rows[number]
+        try:
+            return number, [cell for side in SIDES for cell in self.cells(row[side], wanted.get(side, []))], ""
+        except (OSError, ValueError) as error:
+            return number, [], str(error)
+
+    def cells(self, picture: dict, views: list[tuple[str, View]]) -> list[tuple[str, Tensor, Tensor]]:
+        """(key, picture [3,H,W], place [4]) of each view of one picture."""
+        image = open_picture(picture) if views else None
+        cells = []
+        for key, view in views:
+            piece, original, corner = cut(image, view)
+            cells.append((key, to_tensor(piece), torch.tensor([*original, *corner], dtype=torch.int32)))
+        return cells
+
+
+class Pictures:
+    """What the VAE makes of every view of every picture.
+
+    An entry: moments [C',h,w], in the dtype that the VAE computes in; place [4], original height and width and the
+    crop's top and left, so that a cached row needs no decoding.
+    """
+
+    what = "pictures"
+
+    def __init__(self, rows: Dataset, sizes: list, config: Config, pipe: DiffusionPipeline, digests: np.ndarray):
+        self.rows, self.sizes, self.config, self.pipe, self.digests = rows, sizes, config, pipe, digests
+        self.wanted: dict[str, tuple[int, str, View]] = {}
+        for row in np.flatnonzero(digests.any(axis=(1, 2))).tolist():
+            for view in enumerate_views(row, sizes[row], config.data, config.cache.crops):
+                for side, key in zip(SIDES, self.keys_of(row, view), strict=True):
+                    self.wanted.setdefault(key, (row, side, view))
+        self.keys = list(self.wanted)
+
+    def keys_of(self, row: int, view: View) -> list[str]:
+        """Keys of both pictures of a row under a view."""
+        return [picture_key(digest.tobytes(), view) for digest in self.digests[row]]
+
+    def parts(self, missing: list[str]) -> list[tuple[int, dict[str, list[tuple[str, View]]]]]:
+        """By row, so that each picture is decoded once."""
+        rows: dict[int, dict] = {}
+        for key in missing:
+            row, side, view = self.wanted[key]
+            rows.setdefault(row, {}).setdefault(side, []).append((key, view))
+        return list(rows.items())
+
+    def bytes_needed(self, missing: list[str]) -> int:
+        """Moments grow with the pictures' pixels; one is encoded to know how much."""
+        sizes = [self.sizes[self.wanted[key][0]] for key in missing]
+        height, width = sizes[0]
+        probe = encode_moments(self.pipe, torch.zeros(1, 3, height, width)).nbytes / (height * width)
+        return int(sum(probe * h * w + HEADER for h, w in sizes))
+
+    def make(self, parts: list, report: Report) -> Iterator[tuple[str, Entry]]:
+        """Pictures are decoded by the loader's processes and encoded here, several of a size at once."""
+        for batch in batches(self.cells(parts, report), self.config.cache.batch_size):
+            keys, images, places = zip(*batch, strict=True)
+            moments = encode_moments(self.pipe, torch.stack(images)).cpu()
+            for key, moment, place in zip(keys, moments, places, strict=True):
+                yield key, {"moments": moment, "place": place}
+
+    def cells(self, parts: list, report: Report) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(key, picture, place) of all views that can be cut; rows that cannot are reported."""
+        for row, cells, fault in in_workers(Cutting(self.rows, parts), self.config.data.num_workers):
+            if fault:
+                report(row, fault)
+            yield from cells
+
+
+def batches(cells: Iterable[tuple[str, Tensor, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+    """Cells in batches of pictures of equal size."""
+    waiting: dict[torch.Size, list] = {}
+    for cell in cells:
+        batch = waiting.setdefault(cell[1].shape, [])
+        batch.append(cell)
+        if len(batch) == size:
+            yield waiting.pop(cell[1].shape)
+    yield from waiting.values()
+
+
+class Prompts:
+    """What the text encoders make of every prompt.
+
+    An entry: the tensors of the family's encode_prompts. Denoisers attend to padded positions (SD, SDXL and SD3 have no
+    mask), so these may not be cut off: of the rows at a tensor's end that are the same, bit for bit, one is stored
+    with their count, as with SD3's 256 rows of zeros in place of T5.
+    """
+
+    what = "prompts"
+
+    def __init__(self, rows: Dataset, config: Config, pipe: DiffusionPipeline):
+        self.config, self.pipe = config, pipe
+        prompts = [*rows["prompt"][:], *([""] if config.data.caption_dropout else [])]
+        self.wanted = {prompt_key(prompt): prompt for prompt in prompts}
+        self.keys = list(self.wanted)
+
+    def parts(self, missing: list[str]) -> list[str]:
+        """One by one."""
+        return missing
+
+    def bytes_needed(self, missing: list[str]) -> int:
+        """Prompts take about as much as the first one."""
+        (_, entry), *_ = self.make(missing[:1], lambda row, reason: None)
+        return len(missing) * (sum(tensor.nbytes for tensor in entry.values()) + HEADER)
+
+    def make(self, parts: list[str], report: Report) -> Iterator[tuple[str, Entry]]:
+        """Several prompts at once."""
+        for start in range(0, len(parts), self.config.cache.batch_size):
+            keys = parts[start : start + self.config.cache.batch_size]
+            with torch.no_grad():
+                encoded = family_of(self.pipe).encode_prompts(self.pipe, [self.wanted[key] for key in keys])
+            for number, key in enumerate(keys):
+                yield key, shorten({name: tensor[number].cpu() for name, tensor in encoded.items()})
+
+
+def repeated(rows: Tensor) -> int:
+    """How many rows at the end of a tensor are the last one, bit for bit."""
+    bits = rows.contiguous().view(torch.uint8)
+    differing = (bits != bits[-1]).flatten(1).any(dim=1).nonzero()
+    return len(rows) - (int(differing[-1]) + 1 if len(differing) else 0)
+
+
+def shorten(entry: Entry) -> Entry:
+    """Rows that repeat at a tensor's end once, beside the number of all rows."""
+    short: Entry = {}
+    for name, tensor in entry.items():
+        if tensor.ndim > 1:
+            short[f"{name}/rows"], tensor = torch.tensor(len(tensor)), tensor[: len(tensor) + 1 - repeated(tensor)]
+        short[name] = tensor
+    return short
+
+
+def restore(entry: Entry) -> Entry:
+    """What `shorten` was given."""
+    whole: Entry = {}
+    for name, tensor in entry.items():
+        if f"{name}/rows" in entry:
+            missing = int(entry[f"{name}/rows"]) - len(tensor)
+            tensor = torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
+        if not name.endswith("/rows"):
+            whole[name] = tensor
+    return whole
