@@ -32,6 +32,7 @@ from diffpref.cache.room import Lock
 from diffpref.cache.store import ShardWriter, Store
 from diffpref.cache.team import Team
 from diffpref.config import CacheConfig, Config, DataConfig, ModelConfig
+from diffpref.data.loader import training_loader
 from diffpref.data.pictures import open_picture, to_tensor
 from diffpref.data.views import cut, enumerate_views
 from diffpref.encode import Encoder, encode_moments, release_encoders
@@ -71,7 +72,9 @@ def settings(folder: Path, **changes) -> Config:
 
 
 def opened(folder: Path, pipe, rows: Dataset, sizes=None, team: dict | None = None, **changes) -> DiskCache:
-    return open_cache(rows, sizes or [SIZE] * len(rows), settings(folder, **changes), pipe, **(team or {}))
+    return open_cache(
+        rows, SIZE if sizes is None else np.array(sizes), settings(folder, **changes), pipe, **(team or {})
+    )
 
 
 def views(folder: Path, row: int, **changes) -> list:
@@ -227,6 +230,23 @@ def test_sizes_crops_and_flips_have_entries_of_their_own(tmp_path, counted):
             assert [tuple(item["moments"].shape) for item in items] == [(8, size[0] // 4, size[1] // 4)] * 2
             seen |= {item["moments"].numpy().tobytes() for item in items}
     assert len(seen) == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_reads_what_it_would_decode(workers, tmp_path):
+    """Same keys, same views, same captions dropped; and pictures are not touched."""
+    pipe, rows, changes = tiny_sd(), pairs(6), {"num_workers": workers, "caption_dropout": 0.5}
+    config, place = settings(tmp_path, **changes), {"start": 0, "rank": 0, "world": 1, "seed": 0}
+    config = replace(config, train=replace(config.train, max_train_steps=3, train_batch_size=2))
+    cache, encoder = opened(tmp_path, pipe, rows, **changes), Encoder(pipe, seed=0)
+    broken = rows.map(lambda row: {side: {"bytes": b"gone", "path": None} for side in ("chosen", "rejected")})
+    read = list(training_loader(broken, SIZE, config, cache=cache, **place))
+    for ours, theirs in zip(read, training_loader(rows, SIZE, config, **place), strict=True):
+        assert ours.images is None and ours.prompts == theirs.prompts and ours.keys == theirs.keys
+        assert torch.equal(ours.original_size, theirs.original_size)
+        assert torch.equal(ours.crop_top_left, theirs.crop_top_left)
+        torch.testing.assert_close(encoder(ours).latents, encoder(theirs).latents)
+        torch.testing.assert_close(encoder(ours).conditioning, encoder(theirs).conditioning)
 
 
 # --- encoders leave -----------------------------------------------------------------------------------------------
@@ -510,15 +530,18 @@ def test_a_picture_that_cannot_be_decoded_is_left_out_and_named(tmp_path, capsys
     rows = pairs(rejected=[picture(1), BROKEN, picture(5)])
     cache = opened(tmp_path, tiny_sd(), rows, text=False)
     said = capsys.readouterr().out
-    assert "cache: 1 row(s) left out, whose pictures could not be decoded:\nrow 1 of pairs: " in said
+    assert (
+        "cache: 1 row(s) left out, whose pictures cannot be used:\nrow 1 of pairs: rejected: picture damaged: " in said
+    )
     assert len(cache.latents(2, views(tmp_path, 2)[0]) or []) == 2
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="rejected: picture damaged"):
         cache.latents(1, views(tmp_path, 1)[0])
 
 
 def test_or_stops_the_run(tmp_path):
-    with pytest.raises(ValueError, match="data.path: row 1 of pairs: "):
-        opened(tmp_path, tiny_sd(), pairs(rejected=[picture(1), BROKEN, picture(5)]), faults="raise")
+    with pytest.raises(ValueError, match="data.path: row 7 of pairs: rejected: picture damaged"):
+        rows = pairs(rejected=[picture(1), BROKEN, picture(5)]).add_column("row", [3, 7, 9])
+        opened(tmp_path, tiny_sd(), rows, faults="raise")
 
 
 class Meeting:

@@ -11,16 +11,25 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from diffpref.cache.store import write_atomically
 from diffpref.cache.team import Team
-from diffpref.cache.workers import in_workers
+from diffpref.data.loader import as_it_is, ignore_interrupts
+from diffpref.data.pairs import SIDES
 from diffpref.data.pictures import read_bytes
 
-SIDES = ("chosen", "rejected")
 UNKNOWN = -1  # stamp of a picture that must be read each time
+
+
+def in_workers(items: TorchDataset, workers: int) -> DataLoader:
+    """Items in order, each as it is, made by so many processes (by this one when 0)."""
+    workers = min(workers, len(items))
+    return DataLoader(
+        items, batch_size=None, num_workers=workers, worker_init_fn=ignore_interrupts, collate_fn=as_it_is
+    )
 
 
 def files(rows: Dataset, side: str) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,6 @@
 """The cache of a run: opened, filled by all processes together, then read by loader processes."""
 
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from diffpref.cache.digests import picture_digests
 from diffpref.cache.fingerprint import latents_fingerprint, picture_key, prompt_key, text_fingerprint
-from diffpref.cache.make import Maker, Pictures, Prompts, restore
+from diffpref.cache.make import Maker, Pictures, Prompts, Sizes, restore
 from diffpref.cache.room import Lock, make_room, touch
 from diffpref.cache.store import ShardWriter, Store
 from diffpref.cache.team import Team
@@ -21,6 +20,7 @@ from diffpref.data.views import View
 from diffpref.encode import freeze
 
 Faults = dict[int, str]  # row -> why it cannot be cached
+SHOWN = 10  # rows named
 
 
 class DiskCache:
@@ -64,7 +64,7 @@ class DiskCache:
 
 def open_cache(
     rows: Dataset,
-    sizes: list[tuple[int, int]],
+    sizes: Sizes,
     config: Config,
     pipe: DiffusionPipeline,
     *,
@@ -75,7 +75,8 @@ def open_cache(
 ) -> DiskCache:
     """Encode what is not on disk yet, all `world` processes together, and open what is.
 
-    rows: with prompt, chosen, rejected (pictures not decoded). sizes: (height, width) that each row is trained at.
+    rows: prompt, chosen, rejected (undecoded), optionally row, the number to name it by. sizes: (H, W) that all rows
+    are trained at, or an array [rows, 2].
     wait: returns once all processes have called it, however long that takes. gather: the lists of all processes, one
     after the other. Every process must call this.
 
@@ -90,7 +91,7 @@ def open_cache(
     digests, faults = np.zeros((0, 2, 32), np.uint8), {}
     if config.cache.latents:
         digests, faults = picture_digests(rows, folder, config.data.num_workers, team)
-        settle(faults, config, team, "read")
+        settle(faults, rows, config, team)
     cache, work = DiskCache(config.cache.crops, lock, digests), []
     if config.cache.latents:
         cache.pictures = Store(folder / f"latents-{latents_fingerprint(pipe)}")
@@ -102,7 +103,7 @@ def open_cache(
         find_room(folder, lock, work, config)
     team.wait()
     for store, maker in work:
-        faults |= fill(store, maker, config, team)
+        faults |= fill(store, maker, rows, config, team)
     cache.faults = faults
     return cache
 
@@ -118,7 +119,7 @@ def find_room(folder: Path, lock: Lock, work: list[tuple[Store, Maker]], config:
     make_room(folder, lock, needed, keep, config.cache)
 
 
-def fill(store: Store, maker: Maker, config: Config, team: Team) -> Faults:
+def fill(store: Store, maker: Maker, rows: Dataset, config: Config, team: Team) -> Faults:
     """Make the entries that are missing or damaged; returns the rows for which that could not be."""
     remove_damaged(store, maker, team)
     missing = [key for key in maker.keys if key not in store]
@@ -127,7 +128,7 @@ def fill(store: Store, maker: Maker, config: Config, team: Team) -> Faults:
     def report(row: int, reason: str) -> None:
         faults[row] = reason
         if config.data.faults == "raise":
-            settle(faults, config, team, "decoded")
+            settle(faults, rows, config, team)
 
     total, quiet = -(-len(missing) // team.world), not (team.main and missing)
     with ShardWriter(store.folder) as writer, tqdm(total=total, desc=f"encoding {maker.what}", disable=quiet) as bar:
@@ -135,7 +136,7 @@ def fill(store: Store, maker: Maker, config: Config, team: Team) -> Faults:
             writer.add(key, entry)
             bar.update()
     faults = dict(team.together(list(faults.items())))
-    settle(faults, config, team, "decoded")
+    settle(faults, rows, config, team)
     refresh(store, team)
     return faults
 
@@ -166,11 +167,13 @@ def refresh(store: Store, team: Team) -> None:
     store.scan()
 
 
-def settle(faults: Faults, config: Config, team: Team, done: str) -> None:
+def settle(faults: Faults, rows: Dataset, config: Config, team: Team) -> None:
     """Rows whose pictures cannot be used stop the run or are left out, named and counted."""
-    lines = [f"row {row} of {config.data.path}: {reason}" for row, reason in sorted(faults.items())]
+    numbers = rows.select_columns(["row"]) if "row" in rows.column_names else None
+    names = {row: numbers[row]["row"] if numbers is not None else row for row in faults}
+    lines = [f"row {names[row]} of {config.data.path}: {reason}" for row, reason in sorted(faults.items())]
     if lines and config.data.faults == "raise":
         raise ValueError(f"data.path: {lines[0]}")
     if lines and team.main:
-        print(f"cache: {len(lines)} row(s) left out, whose pictures could not be {done}:")
-        print(*islice(lines, 10), *["…"] * (len(lines) > 10), sep="\n")
+        print(f"cache: {len(lines)} row(s) left out, whose pictures cannot be used:")
+        print(*lines[:SHOWN], *["…"] * (len(lines) > SHOWN), sep="\n", flush=True)

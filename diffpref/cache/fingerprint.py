@@ -68,8 +68,8 @@ def text_fingerprint(pipe: DiffusionPipeline) -> str:
 
 def picture_key(digest: bytes, view: View) -> str:
     """Key of a picture, by the digest of its bytes, under a view."""
-    content = f"{digest.hex()} {tuple(view.size)} {tuple(view.place)} {view.mirrored}"
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    content = [digest.hex(), [int(side) for side in view.size], [float(p) for p in view.place], bool(view.mirrored)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def prompt_key(prompt: str) -> str:

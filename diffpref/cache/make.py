@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from diffpref.cache.digests import SIDES
+from diffpref.cache.digests import in_workers
 from diffpref.cache.fingerprint import picture_key, prompt_key
 from diffpref.cache.store import Entry
-from diffpref.cache.workers import in_workers
 from diffpref.config import Config
+from diffpref.data.pairs import SIDES
 from diffpref.data.pictures import open_picture, to_tensor
 from diffpref.data.views import View, cut, enumerate_views
 from diffpref.encode import encode_moments
@@ -22,6 +22,8 @@ from diffpref.families import family_of
 
 HEADER = 512  # bytes, about, that an entry takes in its shard's header
 Report = Callable[[int, str], None]  # (row, reason): this one cannot be made
+Cell = tuple[str, Tensor, Tensor]  # key; picture [3,H,W]; place [4], original height and width, the crop's top and left
+Sizes = tuple[int, int] | np.ndarray  # (H, W) that all rows are trained at, or an array [rows, 2]
 
 
 class Maker(Protocol):
@@ -44,7 +46,7 @@ class Maker(Protocol):
 
 
 class Cutting(TorchDataset):
-    """Part of a row's views -> (row, [(key, picture, its place)], or the reason why there are none)."""
+    """Part of a row's views -> (row, its cells, or the reason why there are none)."""
 
     def __init__(self, rows: Dataset, parts: list):
         self.rows, self.parts = rows, parts
@@ -56,37 +58,44 @@ class Cutting(TorchDataset):
         number, wanted = self.parts[item]
         row = self.rows[number]
         try:
-            return number, [cell for side in SIDES for cell in self.cells(row[side], wanted.get(side, []))], ""
+            return number, [cell for side in wanted for cell in cells(row, side, wanted[side])], ""
         except (OSError, ValueError) as error:
             return number, [], str(error)
 
-    def cells(self, picture: dict, views: list[tuple[str, View]]) -> list[tuple[str, Tensor, Tensor]]:
-        """(key, picture [3,H,W], place [4]) of each view of one picture."""
-        image = open_picture(picture) if views else None
-        cells = []
-        for key, view in views:
-            piece, original, corner = cut(image, view)
-            cells.append((key, to_tensor(piece), torch.tensor([*original, *corner], dtype=torch.int32)))
-        return cells
+
+def cells(row: dict, side: str, views: list[tuple[str, View]]) -> list[Cell]:
+    """Every view of one picture, decoded once. Raises ValueError that names the side."""
+    try:
+        image = open_picture(row[side])
+        cuts = [(key, *cut(image, view)) for key, view in views]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{side}: {error}") from error
+    return [(key, to_tensor(piece), torch.tensor([*size, *corner]).int()) for key, piece, size, corner in cuts]
 
 
 class Pictures:
     """What the VAE makes of every view of every picture.
 
-    An entry: moments [C',h,w], in the dtype that the VAE computes in; place [4], original height and width and the
-    crop's top and left, so that a cached row needs no decoding.
+    An entry: moments [C',h,w], in the dtype that the VAE computes in, and place [4], so that a cached row needs no
+    decoding.
     """
 
     what = "pictures"
 
-    def __init__(self, rows: Dataset, sizes: list, config: Config, pipe: DiffusionPipeline, digests: np.ndarray):
-        self.rows, self.sizes, self.config, self.pipe, self.digests = rows, sizes, config, pipe, digests
+    def __init__(self, rows: Dataset, sizes: Sizes, config: Config, pipe: DiffusionPipeline, digests: np.ndarray):
+        self.rows, self.config, self.pipe, self.digests = rows, config, pipe, digests
+        self.sizes = np.broadcast_to(np.asarray(sizes), (len(rows), 2))
         self.wanted: dict[str, tuple[int, str, View]] = {}
         for row in np.flatnonzero(digests.any(axis=(1, 2))).tolist():
-            for view in enumerate_views(row, sizes[row], config.data, config.cache.crops):
+            for view in enumerate_views(row, self.size(row), config.data, config.cache.crops):
                 for side, key in zip(SIDES, self.keys_of(row, view), strict=True):
                     self.wanted.setdefault(key, (row, side, view))
         self.keys = list(self.wanted)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(H, W) that a row is trained at."""
+        height, width = self.sizes[row].tolist()
+        return height, width
 
     def keys_of(self, row: int, view: View) -> list[str]:
         """Keys of both pictures of a row under a view."""
@@ -102,7 +111,7 @@ class Pictures:
 
     def bytes_needed(self, missing: list[str]) -> int:
         """Moments grow with the pictures' pixels; one is encoded to know how much."""
-        sizes = [self.sizes[self.wanted[key][0]] for key in missing]
+        sizes = [self.size(self.wanted[key][0]) for key in missing]
         height, width = sizes[0]
         probe = encode_moments(self.pipe, torch.zeros(1, 3, height, width)).nbytes / (height * width)
         return int(sum(probe * h * w + HEADER for h, w in sizes))
@@ -115,15 +124,15 @@ class Pictures:
             for key, moment, place in zip(keys, moments, places, strict=True):
                 yield key, {"moments": moment, "place": place}
 
-    def cells(self, parts: list, report: Report) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(key, picture, place) of all views that can be cut; rows that cannot are reported."""
+    def cells(self, parts: list, report: Report) -> Iterator[Cell]:
+        """The cells of all rows; those that cannot be decoded are reported."""
         for row, cells, fault in in_workers(Cutting(self.rows, parts), self.config.data.num_workers):
             if fault:
                 report(row, fault)
             yield from cells
 
 
-def batches(cells: Iterable[tuple[str, Tensor, Tensor]], size: int) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+def batches(cells: Iterable[Cell], size: int) -> Iterator[list[Cell]]:
     """Cells in batches of pictures of equal size."""
     waiting: dict[torch.Size, list] = {}
     for cell in cells:

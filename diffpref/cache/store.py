@@ -156,6 +156,8 @@ class Store:
 
     def read(self, key: str) -> Entry:
         """The tensors of an entry. Raises KeyError for one that is not there."""
+        if key not in self:
+            raise KeyError(f"{self.folder} has no entry {key}: rows, sizes, crops or prompts differ from those cached")
         shard, fields = self.open(self.where[key])
         return entry_of(shard, key, fields)
 
