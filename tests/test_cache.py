@@ -249,6 +249,16 @@ def test_the_loader_reads_what_it_would_decode(workers, tmp_path):
         torch.testing.assert_close(encoder(ours).conditioning, encoder(theirs).conditioning)
 
 
+def test_a_cache_can_be_handed_to_another_process(tmp_path):
+    cache, (view,) = opened(tmp_path, tiny_sd(), pairs(1)), views(tmp_path, 0)
+    expected = cache.latents(0, view) or []
+    copy = pickle.loads(pickle.dumps(cache))
+    for one, other in zip(expected, copy.latents(0, view), strict=True):
+        assert torch.equal(one["moments"], other["moments"])
+    with pytest.raises(KeyError, match="rows, sizes, crops or prompts differ from those cached"):
+        copy.latents(0, replace(view, mirrored=True))
+
+
 # --- encoders leave -----------------------------------------------------------------------------------------------
 
 
@@ -655,7 +665,8 @@ def test_shards_are_bounded(tmp_path):
     assert [int(found.read(f"{number:032x}")["a"][0]) for number in range(7)] == list(range(7))
 
 
-def test_few_shards_are_open_at_once(tmp_path):
+def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "OPEN", 3)
     with ShardWriter(tmp_path, entries=1) as writer:
         for number in range(store.OPEN + 5):
             writer.add(f"{number:032x}", {"a": torch.full((4,), number)})

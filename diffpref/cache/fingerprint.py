@@ -68,8 +68,9 @@ def text_fingerprint(pipe: DiffusionPipeline) -> str:
 
 def picture_key(digest: bytes, view: View) -> str:
     """Key of a picture, by the digest of its bytes, under a view."""
-    content = [digest.hex(), [int(side) for side in view.size], [float(p) for p in view.place], bool(view.mirrored)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    (height, width), (vertical, horizontal) = view.size, view.place
+    content = f"{digest.hex()} {height:d} {width:d} {float(vertical)!r} {float(horizontal)!r} {view.mirrored:d}"
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def prompt_key(prompt: str) -> str:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from diffpref.cache.store import SHARD
@@ -14,7 +15,8 @@ GB = 10**9
 
 class Lock:
     """A run's hold on a cache folder: shared for its life, exclusive for the moment in which it removes entries, so
-    that no run loses what it reads. The system gives it back however the run ends."""
+    that no run loses what it reads. The system gives it back however the run ends. On a file system without locks, no
+    run removes anything."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,14 +26,15 @@ class Lock:
 
     def share(self) -> None:
         """Hold it with others; waits while another run removes entries."""
-        fcntl.flock(self.fd, fcntl.LOCK_SH)
+        with suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_SH)
 
     def alone(self) -> bool:
         """Hold it alone, if no other run holds it; else it stays as it was."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:
+        except OSError:
             self.share()
             return False
 
