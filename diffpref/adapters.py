@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
@@ -10,6 +11,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from diffpref.config import LoraSettings
+from diffpref.engines import full
 from diffpref.families import Family, family_of
 
 ADAPTER = "default"
@@ -49,7 +51,7 @@ def lora_state_dict(denoiser: nn.Module) -> dict[str, Tensor]:
 
     diffusers' older lora.down/lora.up has no names for convolutions: half-converted files load with those left out.
     """
-    return {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(denoiser).items()}
+    return {k: full(v).float() for k, v in get_peft_model_state_dict(denoiser).items()}
 
 
 def lora_metadata(denoiser: nn.Module) -> dict:
@@ -58,10 +60,29 @@ def lora_metadata(denoiser: nn.Module) -> dict:
     return {key: sorted(v) if isinstance(v := config[key], set) else v for key in METADATA_KEYS}
 
 
-def save_lora(pipe: DiffusionPipeline, denoiser: nn.Module, folder: Path) -> Path:
-    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` of any stock pipeline of the family takes."""
+def save_lora(pipe: DiffusionPipeline, denoiser: nn.Module, folder: Path, main: bool = True) -> Path:
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights` of any stock pipeline of the family takes.
+
+    Where the denoiser is sharded every process must call it; only the `main` one writes.
+    """
     prefix = family_of(pipe).denoiser
     layers = {f"{prefix}_lora_layers": lora_state_dict(denoiser)}
     metadata = {f"{prefix}_lora_adapter_metadata": lora_metadata(denoiser)}
-    type(pipe).save_lora_weights(save_directory=folder, safe_serialization=True, **layers, **metadata)
+    if main:
+        type(pipe).save_lora_weights(save_directory=folder, safe_serialization=True, **layers, **metadata)
     return folder / "pytorch_lora_weights.safetensors"
+
+
+def save_pipeline(pipe: DiffusionPipeline, folder: Path, main: bool = True) -> None:
+    """Write the whole pipeline. Where it is sharded every process must call this; only the `main` one writes."""
+    name = family_of(pipe).denoiser
+    denoiser = getattr(pipe, name)
+    weights = {key: full(value) for key, value in denoiser.state_dict().items()}
+    if main:
+        whole = getattr(diffusers, denoiser.config["_class_name"]).from_config(denoiser.config)
+        whole.load_state_dict(weights)
+        pipe.register_modules(**{name: whole})
+        try:
+            pipe.save_pretrained(folder, safe_serialization=True)
+        finally:
+            pipe.register_modules(**{name: denoiser})

@@ -22,7 +22,7 @@ def posterior(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Mean and standard deviation of the VAE's posterior, [N,2C,h,w]; of a VAE that has none, its latents [N,C,h,w]."""
     output = vae.encode(images)
     if "latent_dist" not in output:
-        return output[0]
+        return next(iter(output.values()))
     return torch.cat([output.latent_dist.mean, output.latent_dist.std], dim=1)
 
 
@@ -133,9 +133,9 @@ def absent_components(path: str) -> dict[str, None]:
     return {name: None for name, origin in components.items() if origin == [None, None]}
 
 
-def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
-    """Load a stock pipeline, safetensors only. Raises ValueError, naming the path and the mend, when that is not
-    one."""
+def load_pipeline(config: ModelConfig, **components: nn.Module) -> DiffusionPipeline:
+    """Load a stock pipeline, safetensors only, around components that are there already. Raises ValueError, naming the
+    path and the mend, when that is not one."""
     path = config.pretrained_model_name_or_path
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise ValueError(
@@ -145,7 +145,7 @@ def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             path,
-            **absent_components(path),
+            **(absent_components(path) | components),
             revision=config.revision,
             variant=config.variant,
             dtype=getattr(torch, config.dtype),
@@ -156,7 +156,19 @@ def load_pipeline(config: ModelConfig) -> DiffusionPipeline:
             f"model.pretrained_model_name_or_path: cannot load a pipeline from {path!r}: {error}"
         ) from error
     family_of(pipe)
+    refuse_no_numbers(pipe, path)
     if getattr(pipe, "safety_checker", None) is not None:
         print("leaving the safety checker out: pictures it blackens would count in before and after")
         pipe.safety_checker = None
     return pipe
+
+
+def refuse_no_numbers(pipe: DiffusionPipeline, path: str) -> None:
+    """Raise ValueError for weights that are NaN or infinite: everything after them would be, too."""
+    for part, module in pipe.components.items():
+        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
+            if parameter.device.type != "meta" and not parameter.isfinite().all():
+                raise ValueError(
+                    f"model.pretrained_model_name_or_path: {path} holds weights that are NaN or infinite"
+                    f" ({part}: {name}); the file is damaged, or was made with an overflow: fetch or make it again"
+                )

@@ -35,15 +35,21 @@ def margin(errors: ItemErrors, batch: Comparisons) -> Tensor:
     return errors.advantage[batch.chosen] - errors.advantage[batch.rejected]
 
 
-# Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, eq. 14 with ω(λ_t)T absorbed in β):  −log σ(h)
-def dpo(errors: ItemErrors, batch: Comparisons, *, beta: float) -> Tensor:
+def logit(errors: ItemErrors, batch: Comparisons, beta: float, cap: float | None) -> Tensor:
+    """h = (β/2)·margin, [P]; constant, so without gradient, beyond the cap: a pair that is won need not be won more."""
+    h = 0.5 * beta * margin(errors, batch)
+    return h if cap is None else h.clamp(max=cap)
+
+
+# Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, eq. 14 with ω(λ_t)T absorbed in β):  −log σ(min(h, cap))
+def dpo(errors: ItemErrors, batch: Comparisons, *, beta: float, margin_cap: float | None = None) -> Tensor:
     """Loss per comparison, [P]; ln 2 where policy = reference. β multiplies half the margin of mean errors."""
-    return -F.logsigmoid(0.5 * beta * margin(errors, batch))
+    return -F.logsigmoid(logit(errors, batch, beta, margin_cap))
 
 
 # Supervised fine-tuning on the winners:  e_θ(x_chosen)
-def sft(errors: ItemErrors, batch: Comparisons, *, beta: float) -> Tensor:
-    """Loss per comparison, [P]: the winner's own denoising error. β is not used."""
+def sft(errors: ItemErrors, batch: Comparisons, *, beta: float, margin_cap: float | None = None) -> Tensor:
+    """Loss per comparison, [P]: the winner's own denoising error. β and cap are not used."""
     return errors.policy[batch.chosen]
 
 

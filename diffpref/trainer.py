@@ -1,33 +1,37 @@
 """The loop: a batch travels data → encode → noise → predict → errors → objective → optimiser."""
 
-import math
-import shutil
 import time
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
+from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from diffpref import checkpoint
-from diffpref.adapters import add_lora, save_lora
+from diffpref import engines
+from diffpref.adapters import add_lora, save_lora, save_pipeline
 from diffpref.batch import PreferenceBatch
-from diffpref.config import Config, to_dict
-from diffpref.data import PreferencePairs, TrainingStream, collate, load_preferences
-from diffpref.encode import Encoder
+from diffpref.cache import DiskCache, open_cache
+from diffpref.checkpoint import Checkpoints, read_state, trainable
+from diffpref.config import Config, computed, to_dict
+from diffpref.data import check, load_preferences, pair_sizes, training_loader
+from diffpref.encode import Encoder, release_encoders
 from diffpref.errors import item_errors
 from diffpref.families import family_of, load_pipeline
-from diffpref.metrics import DriftAlarm, Window, append_line, step_metrics, truncate_lines
+from diffpref.interrupt import Interrupt, Stopped
+from diffpref.journal import Journal
+from diffpref.metrics import step_metrics
 from diffpref.noise import add_noise, parameterization
 from diffpref.objectives import OBJECTIVES
+from diffpref.optimizers import make_optimizer
 from diffpref.predict import REFERENCES, predict
+from diffpref.run_folder import RunFolder, checkpoint_to_resume
+from diffpref.stability import Average, Spikes
 from diffpref.verdict import Verdict, read_prompts
 
 
@@ -46,31 +50,33 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config, self.train = config, config.train
-        self.rows = load_preferences(config.data)  # data and prompts first: their faults should not wait for a model
-        self.prompts = read_prompts(config.sample)
+        self.prompts = read_prompts(config.sample)  # data and prompts first: their faults should not wait for a model
         if config.judge.judge and len(set(self.prompts)) < 2:
             raise ValueError("judge.judge needs two or more prompts: the win rate's interval is clustered by prompt")
-        self.checkpoint = self.find_checkpoint()
-        self.objective = OBJECTIVES[config.objective.name]
+        self.checkpoint = checkpoint_to_resume(config)
         check_trackers(self.train.report_to)
-        self.accelerator = Accelerator(
-            mixed_precision=self.train.mixed_precision,
-            gradient_accumulation_steps=self.train.gradient_accumulation_steps,
-            log_with=self.train.report_to or None,
-            project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "logs")),
-        )
+        self.accelerator = engines.make_accelerator(config)
+        self.main, self.wait = self.accelerator.is_main_process, engines.patient_barrier(self.accelerator)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.rows = load_preferences(config.data)
+        self.checked = check(self.rows, config.data, self.rank, self.world, engines.gather)
         set_seed(self.train.seed)
-        self.pipe = load_pipeline(config.model).to(self.accelerator.device)
+        self.prepare_model()
+        self.prepare_training()
+
+    # --- before the loop --------------------------------------------------------------------------------------------
+
+    def prepare_model(self) -> None:
+        """The pipeline, its denoiser with what trains in fp32, and the reference."""
+        self.pipe = load_pipeline(self.config.model).to(self.accelerator.device)
         self.family = family_of(self.pipe)
         self.parameterization = parameterization(self.pipe.scheduler)
         self.encoder = Encoder(self.pipe, self.train.seed)
-        self.denoiser = getattr(self.pipe, self.family.denoiser)
+        self.cache: DiskCache | None = None
+        self.denoiser, self.objective = getattr(self.pipe, self.family.denoiser), OBJECTIVES[self.config.objective.name]
         self.dtype = self.prepare_weights()
-        self.reference = REFERENCES[config.reference.kind](self.denoiser) if self.objective.reference else None
-        self.prepare_optimizer()
-        self.window, self.alarm = Window(), DriftAlarm(self.train.drift_alarm)
-
-    # --- before the loop --------------------------------------------------------------------------------------------
+        self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if self.objective.reference else None
+        self.sizes = pair_sizes(self.config.data, self.native_resolution(), self.multiple(), self.checked.sizes)
 
     def prepare_weights(self) -> torch.dtype:
         """Make the weights that train, in fp32; returns the precision of the denoiser's inputs."""
@@ -80,89 +86,76 @@ class Trainer:
         self.denoiser.float().requires_grad_(True)
         return torch.float32
 
-    def prepare_optimizer(self) -> None:
-        """AdamW over what trains, its schedule, and accelerate's wrapping; checkpoints hold what trains."""
-        if self.train.gradient_checkpointing:
+    def prepare_training(self) -> None:
+        """Optimiser, schedule, engine, and all that a checkpoint keeps."""
+        train, accelerator = self.train, self.accelerator
+        if train.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        optimizer = torch.optim.AdamW(
-            checkpoint.trainable(self.denoiser).values(),
-            lr=self.train.learning_rate,
-            betas=(self.train.adam_beta1, self.train.adam_beta2),
-            weight_decay=self.train.adam_weight_decay,
-            eps=self.train.adam_epsilon,
-        )
+        optimizer = make_optimizer(trainable(self.denoiser).values(), train)
+        self.policy, self.optimizer = accelerator.prepare(self.denoiser, optimizer)
         self.schedule = get_scheduler(
-            self.train.lr_scheduler,
-            optimizer,
-            num_warmup_steps=self.train.lr_warmup_steps,
-            num_training_steps=self.train.max_train_steps,
+            train.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=train.lr_warmup_steps,
+            num_training_steps=train.max_train_steps,
         )
-        self.policy, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
-        self.accelerator.register_for_checkpointing(self.schedule)
-        checkpoint.register(self.accelerator, self.denoiser)
-
-    def open_run(self) -> None:
-        """Make the run's folder, empty unless the run goes on, and write the resolved configuration into it."""
-        if self.accelerator.is_main_process:
-            if self.config.overwrite and self.train.resume_from_checkpoint is None:
-                shutil.rmtree(self.config.run_dir, ignore_errors=True)
-            self.config.run_dir.mkdir(parents=True, exist_ok=True)
-            if self.checkpoint is None:
-                (self.config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
-            (self.config.run_dir / "config.yaml").write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
-        if self.train.report_to:
-            self.accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(self.config).items()})
-        self.accelerator.wait_for_everyone()
-
-    def find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from. Raises ValueError for one that cannot be, or where a run would be buried."""
-        run_dir, which = self.config.run_dir, self.train.resume_from_checkpoint
-        if which is None:
-            if not self.config.overwrite and any(run_dir.glob("checkpoint-*")) | (run_dir / "report.json").exists():
-                raise ValueError(
-                    f"{run_dir} holds a run already; give another --name, go on with --train.resume_from_checkpoint"
-                    " latest, or start it afresh with --overwrite true"
-                )
-            return None
-        folder = checkpoint.find_checkpoint(run_dir, which)
-        if folder and checkpoint.checkpoint_step(folder) > self.train.max_train_steps:
-            raise ValueError(f"{folder} is past train.max_train_steps {self.train.max_train_steps}")
-        return folder
-
-    def resume(self) -> int:
-        """Load the checkpoint that was asked for; returns the step to go on from."""
-        if self.checkpoint is None:
-            return 0
-        step = checkpoint.checkpoint_step(self.checkpoint)
-        self.accelerator.load_state(str(self.checkpoint))
-        if self.accelerator.is_main_process:
-            truncate_lines(self.config.run_dir / "metrics.jsonl", step)
-        self.accelerator.print(f"resuming from {self.checkpoint}")
-        return step
-
-    def loader(self, start: int) -> DataLoader:
-        """Batches of this process, from step `start` on."""
-        data, train = self.config.data, self.train
-        stream = TrainingStream(
-            len(self.rows),
-            train.seed,
-            train.train_batch_size,
-            train.gradient_accumulation_steps,
-            range(start, train.max_train_steps),
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return DataLoader(
-            PreferencePairs(self.rows, data, data.resolution or self.native_resolution(), train.seed),
-            batch_sampler=stream,
-            collate_fn=collate,
-            num_workers=data.num_workers,
+        self.journal, self.spikes = Journal(self.config, accelerator), Spikes(train.skip_grad_norm)
+        self.average = Average(trainable(self.denoiser), train.ema_decay)
+        self.checkpoints = Checkpoints(
+            accelerator,
+            self.config.run_dir,
+            self.denoiser,
+            self.policy,
+            self.optimizer,
+            self.average,
+            train.checkpoints_total_limit,
+            self.export,
         )
 
     def native_resolution(self) -> int:
         """The picture side that the pipeline draws by itself."""
         size = self.denoiser.config.sample_size
         return (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
+
+    def multiple(self) -> int:
+        """What the sides of a picture must be multiples of: the VAE's factor, times the patch of a transformer."""
+        return self.pipe.vae_scale_factor * getattr(self.denoiser.config, "patch_size", 1)
+
+    def resume(self) -> tuple[int, dict | None]:
+        """Load the checkpoint that was asked for -> (step to go on from, position in the data).
+
+        Raises ValueError when that would be another run.
+        """
+        if self.checkpoint is None:
+            return 0, None
+        state = read_state(self.checkpoint)
+        if state["pairs_per_step"] != self.pairs_per_step():
+            raise ValueError(
+                f"{self.checkpoint} was made with {state['pairs_per_step']} pairs a step, this run has"
+                f" {self.pairs_per_step()} (processes x train_batch_size x gradient_accumulation_steps)"
+            )
+        self.checkpoints.load(self.checkpoint)
+        self.schedule.load_state_dict(state["schedule"])
+        self.journal.load_state_dict(state["journal"])
+        self.spikes.load_state_dict(state["spikes"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.print(f"resuming from {self.checkpoint}")
+        return state["step"], state["data"]
+
+    def pairs_per_step(self) -> int:
+        """Pairs that an optimiser step sees, over all processes."""
+        return self.train.train_batch_size * self.train.gradient_accumulation_steps * self.world
+
+    def fill_cache(self) -> None:
+        """Encode what is not on disk yet, then let encoders go that are no longer needed."""
+        settings = self.config.cache
+        if not (settings.latents or settings.text):
+            return
+        everyone = {"rank": self.rank, "world": self.world, "wait": self.wait, "gather": engines.gather}
+        self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **everyone)
+        if settings.latents and settings.text:
+            release_encoders(self.pipe)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -172,13 +165,10 @@ class Trainer:
         noised = add_noise(encoded, self.parameterization, self.config.noise, self.train.seed)
         with self.accelerator.autocast():
             policy, reference = predict(self.family, self.policy, self.reference, noised, encoded, self.dtype)
-        errors, structure, beta = (
-            item_errors(policy, reference, noised.target),
-            encoded.structure,
-            self.config.objective.beta,
-        )
-        loss = self.objective.loss(errors, structure, beta=beta)
-        self.window.add(step_metrics(errors, noised, structure, loss, beta))
+        errors, structure = item_errors(policy, reference, noised.target), encoded.structure
+        settings = self.config.objective
+        loss = self.objective.loss(errors, structure, beta=settings.beta, margin_cap=settings.margin_cap)
+        self.journal.add(step_metrics(errors, noised, structure, loss, settings.beta))
         return (loss * structure.weight).mean()
 
     def optimize(self, batch: PreferenceBatch) -> bool:
@@ -186,101 +176,163 @@ class Trainer:
         with self.accelerator.accumulate(self.policy):
             self.accelerator.backward(self.loss(batch))
             if self.accelerator.sync_gradients:
-                norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm)
-                self.window.add({"grad_norm": norm.detach().reshape(1)})
-            self.optimizer.step()
-            if self.accelerator.sync_gradients:
-                self.schedule.step()
-            self.optimizer.zero_grad()
+                self.step()
         return self.accelerator.sync_gradients
 
-    def log(self, step: int, bar: tqdm, started: float) -> None:
-        """Close the window: one line of metrics.jsonl, the progress bar, trackers, and the drift alarm."""
-        window = self.window.close(partial(self.accelerator.reduce, reduction="sum"))
-        line = {"step": step, "seconds": round(time.perf_counter() - started, 3)}
-        line |= {key: mean for key, (mean, _, _) in window.items()} | {"learning_rate": self.schedule.get_last_lr()[0]}
-        if not math.isfinite(line["loss"]):
-            raise FloatingPointError(
-                f"the loss is {line['loss']} at step {step}: lower train.learning_rate or compute in bf16, not fp16"
-                f" (train.mixed_precision), and go on from an earlier checkpoint in {self.config.run_dir}"
-            )
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
-        if self.accelerator.is_main_process:
-            append_line(self.config.run_dir / "metrics.jsonl", line)
-        shown = {
-            "loss": "loss",
-            "acc": "rewards/accuracies",
-            "margin": "rewards/margins",
-            "winner drift": "drift/chosen",
-        }
-        bar.set_postfix({name: f"{line[key]:.3g}" for name, key in shown.items() if key in line})
-        if (warning := self.alarm.update(step, window)) and self.accelerator.is_main_process:
-            bar.write(warning)
+    def step(self) -> None:
+        """One optimiser step, unless the gradient is out of all proportion."""
+        norm = engines.full(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
+        self.journal.add({"grad_norm": norm.reshape(1)})
+        spike = self.train.skip_grad_norm is not None and self.spikes.is_spike(norm.item())
+        if not spike:
+            self.optimizer.step()
+            self.average.step()
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad()
 
-    def loop(self, start: int, verdict: Verdict | None) -> None:
-        """Train from step `start` to the end."""
-        train, started, step = self.train, time.perf_counter(), start
-        bar = tqdm(
-            total=train.max_train_steps, initial=start, desc="training", disable=not self.accelerator.is_main_process
+    def loop(self, start: int, position: dict | None, verdict: Verdict | None) -> int:
+        """Train from step `start` to the end, or to where the drift alarm stops; returns the last step.
+
+        Raises Stopped, after a checkpoint, when a signal asked for it.
+        """
+        step, journal = start, self.journal
+        loader = training_loader(
+            self.checked.rows,
+            self.sizes,
+            self.config,
+            start=start,
+            rank=self.rank,
+            world=self.world,
+            seed=self.train.seed,
+            cache=self.cache,
+            state=position,
         )
+        journal.begin(start)
         self.policy.train()
-        for batch in self.loader(start):
-            if not self.optimize(batch):
-                continue
-            step += 1
-            bar.update()
-            if step % train.logging_steps == 0 or step == train.max_train_steps:
-                self.log(step, bar, started)
-            if train.checkpointing_steps and step % train.checkpointing_steps == 0:
-                checkpoint.save_checkpoint(self.accelerator, self.config.run_dir, step)
-            if verdict and self.due(step):
-                verdict.preview(step)
-        bar.close()
+        with journal.bar, Interrupt() as interrupt:
+            for batch in loader:
+                journal.name_faults(step + 1, batch.faults)
+                if not self.optimize(batch):
+                    continue
+                step += 1
+                journal.bar.update()
+                if not self.closes(step, bool(interrupt)):
+                    continue
+                stop = journal.close(step, self.schedule.get_last_lr()[0], bool(interrupt))
+                if stop or self.every(self.train.checkpointing_steps, step):
+                    self.checkpoints.save(step, self.state(loader.state_dict()))
+                if stop and not journal.stopped_by_drift:
+                    raise Stopped(step, interrupt.signum)
+                if stop:
+                    break
+                if self.previews(step) and verdict:
+                    verdict.preview(step)
+                if self.previews(step):
+                    self.wait()
+        return step
 
-    def due(self, step: int) -> bool:
-        """Whether validation pictures are drawn after this step."""
-        every = self.config.sample.validation_steps
-        return bool(every) and step % every == 0 and step < self.train.max_train_steps
+    def every(self, steps: int, step: int) -> bool:
+        """Whether something that is done every so many steps (0: never) is due."""
+        return steps > 0 and step % steps == 0
+
+    def previews(self, step: int) -> bool:
+        """Whether validation pictures are due."""
+        return self.every(self.config.sample.validation_steps, step) and step < self.train.max_train_steps
+
+    def closes(self, step: int, interrupted: bool) -> bool:
+        """Whether the log's window closes here. It does at every checkpoint, so that none is kept of a loss that is no
+        number. A process among several must not stop by itself: it asks the others when the window closes for all."""
+        due = (self.train.logging_steps, self.train.checkpointing_steps, self.config.sample.validation_steps)
+        regular = any(self.every(steps, step) for steps in due) or step == self.train.max_train_steps
+        return regular or (interrupted and self.world == 1)
+
+    def state(self, position: dict) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors, as JSON values."""
+        scaler = self.accelerator.scaler
+        return {
+            "computed": computed(self.config),
+            "pairs_per_step": self.pairs_per_step(),
+            "schedule": self.schedule.state_dict(),
+            "journal": self.journal.state_dict(),
+            "spikes": self.spikes.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "data": position,
+        }
 
     # --- the whole --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def drawing(self) -> Iterator[DiffusionPipeline]:
+        """The pipeline with the policy as it is now, averaged if so configured, and encoders, loaded again if a cache
+        has let them go."""
+        with self.average.applied():
+            if self.pipe.vae is not None:
+                yield self.pipe
+            else:
+                yield load_pipeline(self.config.model, **{self.family.denoiser: self.denoiser}).to(
+                    self.accelerator.device
+                )
+
     def run(self) -> dict:
         """Pictures of the base, training, pictures of the policy, verdict; returns the report."""
+        folder = RunFolder(self.config, self.checkpoint) if self.main else None
+        self.accelerator.wait_for_everyone()
+        try:
+            return self.run_in_folder()
+        finally:
+            if folder:
+                folder.close()
+
+    def run_in_folder(self) -> dict:
+        """`run`, once the folder is ours."""
         started = time.perf_counter()
-        self.open_run()
-        main, seconds = self.accelerator.is_main_process, {}
-        verdict = Verdict(self.config, self.pipe, self.prompts) if main and self.prompts else None
+        if self.train.report_to:
+            self.accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(self.config).items()})
+        # Where the weights are sharded, one process cannot draw alone: all do, and the first one keeps the pictures.
+        draws = self.main or engines.sharded(self.policy)
+        verdict = Verdict(self.config, self.drawing, self.prompts, self.main) if draws else None
         if verdict:
             verdict.draw_base()
+        self.wait()
         drawn = time.perf_counter()
-        start = self.resume()
-        self.loop(start, verdict)
+        self.fill_cache()
+        start, position = self.resume()
+        encoded = time.perf_counter()
+        last = self.loop(start, position, verdict)
         trained = time.perf_counter()
-        self.accelerator.wait_for_everyone()
-        report = {}
-        if main:
-            self.save()
-            verdict = verdict or Verdict(self.config, self.pipe, [])
-            seconds = {"before": drawn - started, "train": trained - drawn}
-            report = verdict.conclude(self.facts(start), seconds, started)
-        self.accelerator.end_training()
+        self.save()
+        seconds = {"before": drawn - started, "cache": encoded - drawn, "train": trained - encoded}
+        report = verdict.conclude(self.facts(start, last), seconds, started) if verdict else {}
+        self.wait()
+        engines.end(self.accelerator)
         return report
+
+    def export(self, folder: Path) -> None:
+        """The adapter as stock diffusers loads it, averaged if so configured. Full weights are only exported at the
+        end."""
+        if self.config.model.tuning == "lora":
+            with self.average.applied():
+                save_lora(self.pipe, self.denoiser, folder, self.main)
 
     def save(self) -> None:
         """The result, in a format that stock diffusers loads: a LoRA file, or a whole pipeline."""
-        if self.config.model.tuning == "lora":
-            save_lora(self.pipe, self.denoiser, self.config.run_dir)
-        else:
-            self.pipe.save_pretrained(self.config.run_dir / "pipeline", safe_serialization=True)
+        self.export(self.config.run_dir)
+        if self.config.model.tuning == "full":
+            with self.drawing() as pipe:
+                save_pipeline(pipe, self.config.run_dir / "pipeline", self.main)
 
-    def facts(self, start: int) -> dict:
+    def facts(self, start: int, last: int) -> dict:
         """What the report says about the training itself."""
-        train = self.train
-        per_step = train.train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
         return {
-            "steps": train.max_train_steps,
+            "steps": last,
+            "stopped_by_drift_alarm": self.journal.stopped_by_drift,
             "resumed_from_step": start,
-            "pairs_seen": train.max_train_steps * per_step,
-            "pairs_in_set": len(self.rows),
-            "drift_alarms": self.alarm.steps,
+            "pairs_seen": last * self.pairs_per_step(),
+            "pairs_in_set": None if self.config.data.streaming else len(self.checked.rows),
+            "pairs_left_out": self.checked.dropped,
+            "pairs_replaced": self.journal.faults,
+            "steps_skipped": self.spikes.skipped,
+            "drift_alarms": self.journal.alarm.steps,
         }

@@ -1,6 +1,8 @@
 """Did it work? The same prompts and seeds before and after, a judge, and the report."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +31,17 @@ def read_prompts(config: SampleConfig) -> list[str]:
     return prompts
 
 
-class Verdict:
-    """Draws the base before training and the policy after it, with the same noise, and compares them."""
+Drawing = Callable[[], AbstractContextManager[DiffusionPipeline]]  # inside: the pipeline as it is to draw now
 
-    def __init__(self, config: Config, pipe: DiffusionPipeline, prompts: list[str]):
-        self.config, self.pipe = config, pipe
+
+class Verdict:
+    """Draws the base before training and the policy after it, with the same noise, and compares them.
+
+    Where the weights are sharded every process has one, and all draw; only the `main` one judges, writes and speaks.
+    """
+
+    def __init__(self, config: Config, drawing: Drawing, prompts: list[str], main: bool = True):
+        self.config, self.drawing, self.main = config, drawing, main
         each = config.sample.images_per_prompt
         self.prompts = [p for p in prompts for _ in range(each)]
         self.seeds = [config.sample.seed + i for _ in prompts for i in range(each)]
@@ -45,20 +53,24 @@ class Verdict:
     def draw(self, items: range, label: str) -> list[Image.Image]:
         """Pictures of the model as it is now, for the given items of the plan."""
         settings = self.config.sample
-        return sample(
-            self.pipe,
-            [self.prompts[i] for i in items],
-            [self.seeds[i] for i in items],
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            batch_size=settings.batch_size,
-            progress=label,
-        )
+        if not items:
+            return []
+        with self.drawing() as pipe:
+            return sample(
+                pipe,
+                [self.prompts[i] for i in items],
+                [self.seeds[i] for i in items],
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                batch_size=settings.batch_size,
+                progress=label if self.main else None,
+            )
 
     def draw_all(self, label: str) -> tuple[list[Image.Image], dict[str, np.ndarray]]:
         """Every picture of the plan, and what judge and measures say of it: name -> [N]."""
         images = self.draw(range(len(self.prompts)), label)
-        return images, {name: scores(function, images, self.prompts) for name, function in self.functions.items()}
+        functions = self.functions.items() if self.main and images else ()
+        return images, {name: scores(function, images, self.prompts) for name, function in functions}
 
     def draw_base(self) -> None:
         """Pictures of the untouched model. The judge sees them now: if it fails, it fails before training."""
@@ -66,9 +78,11 @@ class Verdict:
 
     def preview(self, step: int) -> None:
         """Validation pictures, base and policy side by side, to validation/step-<n>.png."""
+        now = self.draw(self.shown, f"validation at step {step}")
+        if not self.main:
+            return
         path = self.config.run_dir / "validation" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        now = self.draw(self.shown, f"validation at step {step}")
         before_after(
             [self.base[i] for i in self.shown], now, [self.prompts[i] for i in self.shown], path, title=f"step {step}"
         )
@@ -76,7 +90,9 @@ class Verdict:
     def conclude(self, facts: dict, seconds: dict[str, float], started: float) -> dict:
         """Draw the policy, judge, write report, pictures and model card; returns the report."""
         drawing = time.perf_counter()
-        images, after = self.draw_all("pictures after") if self.prompts else ([], {})
+        images, after = self.draw_all("pictures after")
+        if not self.main:
+            return {}
         judged = self.judge(after)
         now = time.perf_counter()
         seconds = seconds | {"after": now - drawing, "total": now - started}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffpref.batch import Errors, Noised, Structure
-from diffpref.metrics import DriftAlarm, Window, append_line, step_metrics, truncate_lines
+from diffpref.metrics import Window, append_line, step_metrics, truncate_lines
 
 
 def test_window_by_hand():
@@ -45,41 +45,17 @@ def test_accuracies_fall_into_quarters_of_the_schedule():
     assert bins == {"accuracies/t0": [1.0], "accuracies/t1": [], "accuracies/t2": [], "accuracies/t3": [0.0]}
 
 
-def feed(alarm: DriftAlarm, drifts: list[float], margin: float = 0.1, error: float = 1e-5) -> list[str | None]:
-    return [
-        alarm.update(step, {"drift/chosen": (drift, error, 100), "rewards/margins": (margin, 0.0, 100)})
-        for step, drift in enumerate(drifts, start=1)
-    ]
-
-
-def test_alarm_speaks_once_and_says_what_to_do():
-    alarm = DriftAlarm(threshold=4.0, memory=3)
-    said = feed(alarm, [1e-3] * 6)
-    assert [bool(s) for s in said] == [False, False, True, False, False, False] and alarm.steps == [3]
-    assert "Lower train.learning_rate, raise objective.beta, stop earlier" in said[2]
-
-
-def test_alarm_speaks_again_after_recovery():
-    alarm = DriftAlarm(threshold=4.0, memory=1)
-    assert [bool(s) for s in feed(alarm, [1e-3, -1e-3, 1e-3])] == [True, False, True]
-
-
-@pytest.mark.parametrize(
-    ("drifts", "margin", "error"),
-    [([-1e-3] * 6, 0.1, 1e-5), ([1e-3] * 6, -0.1, 1e-5), ([1e-5] * 6, 0.1, 1e-4)],
-    ids=["winners improve", "margin falls", "within the noise"],
-)
-def test_alarm_is_silent(drifts, margin, error):
-    assert not any(feed(DriftAlarm(threshold=4.0, memory=3), drifts, margin, error))
-
-
-def test_alarm_needs_a_reference():
-    assert DriftAlarm(4.0).update(1, {"loss": (0.1, 0.0, 1)}) is None
-
-
 def test_lines_after_a_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
         append_line(path, {"step": step})
     truncate_lines(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    truncate_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert list(tmp_path.iterdir()) == [path]

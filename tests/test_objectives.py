@@ -83,3 +83,18 @@ def test_metrics_by_hand():
 
 def test_metrics_without_a_reference_are_the_errors():
     assert set(preference_metrics(Errors(torch.ones(2)), pairs(1), beta=1.0)) == {"errors/chosen", "errors/rejected"}
+
+
+def test_a_capped_margin_pushes_up_to_the_cap_and_not_beyond():
+    """β = 100: h = 50·(0.01, 0.06) = 0.5 and 3; a cap of 2 leaves the first as it is, the second without gradient."""
+    advantage = torch.tensor([0.01, 0.06, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    loss = dpo(Errors(0.3 - advantage, advantage), pairs(2), beta=100.0, margin_cap=2.0)
+    expected = [math.log1p(math.exp(-0.5)), math.log1p(math.exp(-2.0))]
+    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    loss.sum().backward()
+    assert advantage.grad[1] == advantage.grad[3] == 0 and advantage.grad[0] == -advantage.grad[2] < 0
+
+
+def test_a_cap_is_for_pairs_that_are_won():
+    lost = errors([-0.06, 0.0])
+    assert torch.equal(dpo(lost, pairs(1), beta=100.0, margin_cap=2.0), dpo(lost, pairs(1), beta=100.0))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -12,16 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
-from PIL import Image
-from safetensors.torch import load_file
-from tiny_pipelines import tiny_sd, tiny_sd3, tiny_sdxl
-
-ROOT = Path(__file__).parents[1]
-ENV = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-PIPELINES = {"sd": tiny_sd, "sd-v": lambda: tiny_sd("v_prediction"), "sdxl": tiny_sdxl, "sd3": tiny_sd3}
+from tiny_runs import PIPELINES, call, command, launch, make_world, run, settings, weights
 
 STOCK = """
 import sys, numpy, torch
@@ -36,75 +26,14 @@ assert not [name for name in sys.modules if name.startswith("diffpref")]
 """
 
 
-def brightness(images, prompts) -> np.ndarray:
-    """A judge."""
-    return np.array([np.asarray(image, dtype=np.float64).mean() for image in images])
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a pipeline of each family and a few pairs: bright pictures chosen, dark ones rejected."""
-    folder = tmp_path_factory.mktemp("world")
-    for name, make in PIPELINES.items():
-        make().save_pretrained(folder / name)
-    pixels = np.random.default_rng(0)
-    sides = {
-        side: [Image.fromarray(pixels.integers(low, low + 128, (34, 40, 3), dtype=np.uint8)) for _ in range(7)]
-        for side, low in (("chosen", 128), ("rejected", 0))
-    }
-    features = Features({"prompt": Value("string"), "chosen": ImageFeature(), "rejected": ImageFeature()})
-    Dataset.from_dict({"prompt": ["a cat"] * 7, **sides}, features=features).to_parquet(folder / "pairs.parquet")
-    return folder
-
-
-def settings(world: Path, name: str, base: str = "sd", **sections) -> list[str]:
-    """A configuration file for a short run; returns the command's arguments."""
-    config = {
-        "name": name,
-        "output_dir": str(world / "runs"),
-        "model": {"pretrained_model_name_or_path": str(world / base)},
-        "data": {"path": str(world / "pairs.parquet"), "num_workers": 0},
-        "train": {"max_train_steps": 4, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3},
-        "sample": {
-            "prompts": ["a cat", "a dog"],
-            "images_per_prompt": 2,
-            "num_inference_steps": 2,
-            "guidance_scale": 2.0,
-        },
-    }
-    for key, section in sections.items():
-        config[key] = config.get(key, {}) | section
-    path = world / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return ["--config", str(path)]
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess:
-    """`accelerate launch diffpref/train.py …`, as a user gives it; a judge of one's own lies on PYTHONPATH."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "no"]
-    quiet = ["--num_machines", "1", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    line = [*accelerate, *quiet, "diffpref/train.py", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=ENV)
-
-
-def run(world: Path, name: str, **sections) -> tuple[dict, list[dict], Path]:
-    """A run in this process -> report, log, folder."""
-    from diffpref.config import load_config
-    from diffpref.trainer import Trainer
-
-    config = load_config(settings(world, name, **sections))
-    report = Trainer(config).run()
-    log = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    return report, log, config.run_dir
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "pytorch_lora_weights.safetensors")
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize("family", PIPELINES)
 def test_the_command_trains_every_family_and_stock_diffusers_draws_the_same(world, family, tmp_path):
-    judge = {"judge": "test_trainer.brightness", "measures": {"light": "test_trainer.brightness"}}
+    judge = {"judge": "tiny_runs.brightness", "measures": {"light": "tiny_runs.brightness"}}
     sections = {"sample": {"validation_steps": 2}, "train": {"checkpointing_steps": 2}, "judge": judge}
     done = launch(*settings(world, f"launch-{family}", family, **sections))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -125,27 +54,27 @@ def test_the_command_trains_every_family_and_stock_diffusers_draws_the_same(worl
 
 @pytest.mark.parametrize("family", PIPELINES)
 def test_the_first_step_is_exactly_at_the_reference(world, family):
-    _, log, _ = run(world, f"first-{family}", model={"pretrained_model_name_or_path": str(world / family)})
-    first = log[0]
+    _, lines, _ = run(world, f"first-{family}", model={"pretrained_model_name_or_path": str(world / family)})
+    first = lines[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert first["rewards/margins"] == first["drift/chosen"] == first["drift/rejected"] == 0
-    assert first["rewards/accuracies"] == 0.5 and log[-1]["rewards/margins"] != 0
+    assert first["rewards/accuracies"] == 0.5 and lines[-1]["rewards/margins"] != 0
 
 
 def test_sft_needs_no_reference_and_its_loss_is_the_winners_error(world):
-    _, log, folder = run(world, "sft", objective={"name": "sft"})
-    assert all(line["loss"] == pytest.approx(line["errors/chosen"]) for line in log)
-    assert not [key for key in log[0] if key.startswith("rewards")]
+    _, lines, folder = run(world, "sft", objective={"name": "sft"})
+    assert all(line["loss"] == pytest.approx(line["errors/chosen"]) for line in lines)
+    assert not [key for key in lines[0] if key.startswith("rewards")]
     assert any(w.abs().max() > 0 for key, w in weights(folder).items() if "lora_B" in key)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_fine_tuning_against_a_frozen_copy(world, dtype):
     sections = {"model": {"tuning": "full", "dtype": dtype}, "reference": {"kind": "frozen_copy"}}
-    _, log, folder = run(world, f"full-{dtype}", **sections)
+    _, lines, folder = run(world, f"full-{dtype}", **sections)
     # Not to the bit as with an adapter: on the CPU, weights that need gradients take other kernels than weights
     # that do not.
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(log[-1]["rewards/margins"]) > 1e-3
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(lines[-1]["rewards/margins"]) > 1e-3
     from diffusers import DiffusionPipeline
 
     tuned = DiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
@@ -156,8 +85,8 @@ def test_full_fine_tuning_against_a_frozen_copy(world, dtype):
 @pytest.mark.parametrize("base", ["sd", "sd3"])
 def test_a_half_precision_base_trains_fp32_masters(world, base):
     sections = {"model": {"pretrained_model_name_or_path": str(world / base), "dtype": "bfloat16"}}
-    _, log, folder = run(world, f"half-{base}", **sections)
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    _, lines, folder = run(world, f"half-{base}", **sections)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert {w.dtype for w in weights(folder).values()} == {torch.float32}
 
 
@@ -165,8 +94,8 @@ def test_a_half_precision_base_trains_fp32_masters(world, base):
     "lora", [{"use_dora": True}, {"use_rslora": True, "alpha": 8.0}, {"target_modules": ["to_q", "conv1"]}]
 )
 def test_kinds_of_adapter(world, lora):
-    _, log, folder = run(world, f"lora-{'-'.join(lora)}", lora=lora)
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    _, lines, folder = run(world, f"lora-{'-'.join(lora)}", lora=lora)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert any("magnitude" in key for key in weights(folder)) == bool(lora.get("use_dora"))
     assert any("resnets" in key for key in weights(folder)) == ("target_modules" in lora)
 
@@ -181,9 +110,9 @@ def test_resuming_equals_not_stopping(world):
     part.mkdir()
     shutil.copytree(whole / "checkpoint-2", part / "checkpoint-2")
     sections["train"]["resume_from_checkpoint"] = "latest"
-    report, log, _ = run(world, "part", **sections)
-    assert report["resumed_from_step"] == 2 and [line["step"] for line in log] == [3, 4]
-    assert all(a["loss"] == b["loss"] for a, b in zip(log, whole_log[2:], strict=True))
+    report, lines, _ = run(world, "part", **sections)
+    assert report["resumed_from_step"] == 2 and [line["step"] for line in lines] == [3, 4]
+    assert all(a["loss"] == b["loss"] for a, b in zip(lines, whole_log[2:], strict=True))
     assert all(torch.equal(w, weights(whole)[key]) for key, w in weights(part).items())
 
 
@@ -221,7 +150,12 @@ def test_a_run_is_not_buried_under_another(world):
 
 @pytest.mark.parametrize(
     ("train", "lora", "message"),
-    [({"max_train_steps": 3}, {}, "is past train.max_train_steps 3"), ({}, {"rank": 4}, "weights of other shapes")],
+    [
+        ({"max_train_steps": 3}, {}, "is past train.max_train_steps 3"),
+        ({"max_train_steps": 3, "lr_scheduler": "cosine"}, {}, "is past train.max_train_steps 3"),
+        ({"seed": 1}, {"rank": 4}, r"lora.rank: 2 there, 4 here\n  train.seed: 0 there, 1 here"),
+        ({"train_batch_size": 1}, {}, "was made with 2 pairs a step, this run has 1"),
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(world, train, lora, message):
     if not (world / "runs" / "mine").exists():
@@ -245,7 +179,7 @@ def test_a_judge_that_fails_fails_before_training(world):
 def test_one_prompt_is_too_few_for_a_judge(world):
     (world / "one.txt").write_text("a cat\n")
     with pytest.raises(ValueError, match="judge.judge needs two or more prompts"):
-        run(world, "one", judge={"judge": "test_trainer.brightness"}, sample={"prompts": str(world / "one.txt")})
+        run(world, "one", judge={"judge": "tiny_runs.brightness"}, sample={"prompts": str(world / "one.txt")})
 
 
 def test_an_unavailable_tracker_is_refused(world):
@@ -273,8 +207,6 @@ def test_an_unavailable_tracker_is_refused(world):
 )
 def test_a_mistake_is_one_clear_line(world, change, message):
     arguments = settings(world, "mistake", **change)
-    done = subprocess.run(
-        [sys.executable, "diffpref/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=ENV
-    )
+    done = call(command(*arguments))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in done.stderr and not (world / "runs" / "mistake").exists()

@@ -1,7 +1,7 @@
 """Typed configuration: sections and defaults, limits, command line, identity."""
 
 from diffpref.config.command_line import known_keys, load_config
-from diffpref.config.identity import config_hash, name_of, to_dict
+from diffpref.config.identity import computed, config_hash, differing, name_of, to_dict
 from diffpref.config.limits import LIMITS, validate
 from diffpref.config.sections import (
     CacheConfig,
@@ -30,7 +30,9 @@ __all__ = [
     "ReferenceConfig",
     "SampleConfig",
     "TrainConfig",
+    "computed",
     "config_hash",
+    "differing",
     "known_keys",
     "load_config",
     "name_of",

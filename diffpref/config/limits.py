@@ -1,5 +1,6 @@
 """Values no run can have, and combinations that contradict each other."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,10 @@ CONTRADICTIONS: list[tuple[Callable[[Config], bool], str]] = [
         "model.dtype float16 needs train.mixed_precision fp16: its scaler saves small gradients",
     ),
     (
+        lambda c: c.objective.name == "sft" and c.objective.margin_cap is not None,
+        "objective.margin_cap caps a margin, and objective.name sft has none",
+    ),
+    (
         lambda c: bool(c.judge.measures) and not c.sample.prompts,
         "judge.measures needs pictures to measure; give sample.prompts",
     ),
@@ -89,7 +94,7 @@ CONTRADICTIONS: list[tuple[Callable[[Config], bool], str]] = [
         "data.buckets needs the sizes of all pictures before training, which data.streaming does not have",
     ),
     (
-        lambda c: None not in (c.data.min_margin, c.data.max_margin) and c.data.min_margin > c.data.max_margin,
+        lambda c: (c.data.min_margin or 0.0) > (math.inf if c.data.max_margin is None else c.data.max_margin),
         "data.min_margin is larger than data.max_margin: no pair can pass",
     ),
 ]

@@ -1,0 +1,88 @@
+"""One process, several (DDP), sharded ones (FSDP2) or DeepSpeed: what differs, behind a few functions.
+
+Everything here is called by every process. Tensors of sharded models are DTensors: `full` and `like` translate.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration, gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diffpref.config import Config
+
+LONG = timedelta(days=7)  # nothing here takes a week; NCCL's own ten minutes would end a run while rank 0 draws
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """accelerate's engine, as its launcher or torchrun set it up, for this run."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else, without a GPU, torchrun's processes would not find each other
+        mixed_precision=config.train.mixed_precision,
+        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+        log_with=config.train.report_to or None,
+        project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "logs")),
+    )
+    shard_on_cpu(accelerator)
+    return accelerator
+
+
+def shard_on_cpu(accelerator: Accelerator) -> None:
+    """accelerate takes FSDP for GPUs only and goes on with DDP where there are none; torch's FSDP2 runs there too."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether a process holds only a part of the weights, so that all must take part in every forward pass."""
+    return isinstance(model, FSDPModule)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor or the parts of a sharded one -> the whole, on the CPU, without graph. Every process must call it."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu().contiguous()
+
+
+def like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor -> on the device of another one, and sharded as that is."""
+    if not isinstance(tensor, DTensor):
+        return whole.to(tensor.device)
+    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
+
+
+def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
+    """A barrier for after what only one process does and the others wait for, however long it takes: on gloo, which
+    holds the waiting processes by a timeout of its own and keeps the GPUs free."""
+    if accelerator.num_processes == 1:
+        return lambda: None
+    group = dist.new_group(backend="gloo", timeout=LONG)
+
+    def wait() -> None:
+        dist.barrier(group)
+
+    return wait
+
+
+def gather(items: list) -> list:
+    """The lists of all processes, one after the other, at every process."""
+    return gather_object(items)
+
+
+def end(accelerator: Accelerator) -> None:
+    """Close trackers and leave the process group together, so that no process takes the others for dead."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        # gloo's threads let go of their last tensors a little later, for which they want the interpreter's lock;
+        # one that asks for it while Python shuts down aborts the process.
+        time.sleep(0.1)

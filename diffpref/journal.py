@@ -1,0 +1,99 @@
+"""What a run says while it goes: metrics.jsonl, trackers, the progress bar, warnings; and when it must not go on."""
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from diffpref.config import Config
+from diffpref.metrics import Window, append_line
+from diffpref.stability import DriftAlarm, Moments
+
+SHOWN = {"loss": "loss", "acc": "rewards/accuracies", "margin": "rewards/margins", "winner drift": "drift/chosen"}
+NAMED_FAULTS = 5  # so many are said; all are written and counted
+
+
+class Journal:
+    """Numbers are collected on the device at every step; `close` averages them over all processes, writes the line and
+    looks whether the run may go on. Every process must call `close`, at the same steps."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.folder, self.main = config.run_dir, accelerator.is_main_process
+        self.window, self.alarm = Window(), DriftAlarm(config.train.drift_alarm)
+        self.faults, self.named, self.stopped_by_drift = 0, 0, False
+        self.spent, self.started, self.bar = 0.0, time.perf_counter(), tqdm(disable=True)
+
+    def begin(self, step: int) -> None:
+        """Training goes on from this step."""
+        self.started = time.perf_counter()
+        total = self.config.train.max_train_steps
+        self.bar = tqdm(total=total, initial=step, desc="training", unit="step", disable=not self.main)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Vectors of one step."""
+        self.window.add(metrics)
+
+    def name_faults(self, step: int, faults: tuple[str, ...]) -> None:
+        """Rows that could not be used: named, written and counted."""
+        for fault in faults:
+            self.named += 1
+            append_line(self.folder / "faults.jsonl", {"step": step, "fault": fault})
+            if self.named <= NAMED_FAULTS:
+                more = "; further ones go to faults.jsonl" if self.named == NAMED_FAULTS else ""
+                self.bar.write(f"left out: {fault}{more}")
+        self.window.add({"faults": torch.tensor([float(len(faults))], device=self.accelerator.device)})
+
+    def seconds(self) -> float:
+        """Training time of the whole run, also before it was resumed."""
+        return self.spent + time.perf_counter() - self.started
+
+    def close(self, step: int, learning_rate: float, stop: bool) -> bool:
+        """Write the window's line. Returns whether to stop: some process was asked to, or the alarm says so.
+
+        Raises FloatingPointError when the loss is no number.
+        """
+        device = self.accelerator.device
+        self.window.add({"stop": torch.tensor([float(stop)], device=device)})
+        window = self.window.close(partial(self.accelerator.reduce, reduction="sum"))
+        stop = window.pop("stop")[0] > 0
+        mean, _, batches = window.pop("faults")
+        self.faults += round(mean * batches)
+        line = {"step": step, "seconds": round(self.seconds(), 3)}
+        line |= {key: mean for key, (mean, _, _) in window.items()} | {"learning_rate": learning_rate}
+        self.refuse_no_number(step, line)
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
+        if self.main:
+            append_line(self.folder / "metrics.jsonl", line)
+        self.bar.set_postfix({name: f"{line[key]:.3g}" for name, key in SHOWN.items() if key in line})
+        return self.drifts(step, window) or stop
+
+    def refuse_no_number(self, step: int, line: dict[str, Any]) -> None:
+        """Raise FloatingPointError when the loss is NaN or infinite: every later weight would be, too."""
+        if not math.isfinite(line["loss"]):
+            raise FloatingPointError(
+                f"the loss is {line['loss']} at step {step}: lower train.learning_rate, set train.skip_grad_norm, or"
+                f" compute in bf16, not fp16 (train.mixed_precision); the checkpoints in {self.folder} are from before"
+            )
+
+    def drifts(self, step: int, window: dict[str, Moments]) -> bool:
+        """Say what the alarm says; whether that ends the run."""
+        warning = self.alarm.update(step, window)
+        if warning and self.main:
+            self.bar.write(warning)
+        self.stopped_by_drift = bool(warning) and self.config.train.on_drift == "stop"
+        return self.stopped_by_drift
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON values."""
+        return {"alarm": self.alarm.state_dict(), "faults": self.faults, "seconds": self.seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.alarm.load_state_dict(state["alarm"])
+        self.faults, self.spent = state["faults"], state["seconds"]

@@ -1,0 +1,41 @@
+"""The optimisers by name."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from diffpref.config import TrainConfig
+
+
+def adamw(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
+    """torch's AdamW."""
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def adamw_8bit(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
+    """bitsandbytes' AdamW, whose two moments take one byte each. Raises ValueError where that cannot be."""
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  # an extra
+    except ImportError as error:
+        raise ValueError(
+            "train.optimizer adamw_8bit needs bitsandbytes: pip install 'diffpref[8bit]', or take adamw"
+        ) from error
+    if not torch.cuda.is_available():
+        raise ValueError("train.optimizer adamw_8bit needs a CUDA device; take adamw")
+    return AdamW8bit(parameters, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """The optimiser of train.optimizer over these parameters."""
+    return OPTIMIZERS[config.optimizer](
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )

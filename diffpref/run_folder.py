@@ -1,0 +1,74 @@
+"""The folder of one run: opened by one process at a time, never buried under another run."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffpref import checkpoint
+from diffpref.config import Config, differing, to_dict
+from diffpref.metrics import truncate_lines
+
+
+def checkpoint_to_resume(config: Config) -> Path | None:
+    """The checkpoint to go on from. Raises ValueError for one that cannot be, or where a run would be buried."""
+    run_dir, which = config.run_dir, config.train.resume_from_checkpoint
+    if which is None:
+        if not config.overwrite and any(run_dir.glob("checkpoint-*")) | (run_dir / "report.json").exists():
+            raise ValueError(
+                f"{run_dir} holds a run already; give another --name, go on with --train.resume_from_checkpoint"
+                " latest, or start it afresh with --overwrite true"
+            )
+        return None
+    folder = checkpoint.find_checkpoint(run_dir, which)
+    if folder:
+        refuse_another_run(folder, checkpoint.read_state(folder), config)
+    return folder
+
+
+def refuse_another_run(folder: Path, state: dict[str, Any], config: Config) -> None:
+    """Raise ValueError, naming the keys, where going on would be another run than the one that was begun."""
+    if state["step"] > config.train.max_train_steps:
+        raise ValueError(f"{folder} is past train.max_train_steps {config.train.max_train_steps}")
+    lines = differing(config, state["computed"])
+    if lines:
+        raise ValueError(
+            f"{folder} was made with another configuration:\n  " + "\n  ".join(lines) + "\ngive these keys as they"
+            " were, or begin another run under another --name"
+        )
+
+
+class RunFolder:
+    """Open while a run lasts; the lock goes with the process, however that ends.
+
+    Raises ValueError when another process has it open.
+    """
+
+    def __init__(self, config: Config, resume: Path | None):
+        self.path, self.config = config.run_dir, config
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self.lock)
+            raise ValueError(f"{self.path} is in use by another run; wait for it, or give another --name") from error
+        self.prepare(resume)
+
+    def prepare(self, resume: Path | None) -> None:
+        """Empty it unless the run goes on, and write the resolved configuration into it."""
+        if self.config.overwrite and self.config.train.resume_from_checkpoint is None:
+            for old in self.path.iterdir():
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        checkpoint.sweep(self.path)
+        step = checkpoint.read_state(resume)["step"] if resume else 0
+        for log in ("metrics.jsonl", "faults.jsonl"):
+            truncate_lines(self.path / log, step)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self.lock)

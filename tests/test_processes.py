@@ -1,0 +1,82 @@
+"""Two and four processes, DDP and FSDP2, on the CPU through torchrun: the same groups, so the same weights."""
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import distance, log, make_world, run, settings, torchrun, weights
+
+STEPS = 20
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+# Adam turns the rounding of a gradient near zero into a whole step; with an epsilon above the rounding it does not.
+EVEN = {"adam_epsilon": 1e-4, "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"), ("sd",))
+
+
+def split(processes: int, accumulation: int = 1) -> dict:
+    """Four pairs a step, however they are split; pictures at the end, and a checkpoint on the way."""
+    return {
+        "train": {
+            "max_train_steps": STEPS,
+            "checkpointing_steps": 10,
+            "train_batch_size": 4 // processes // accumulation,
+            "gradient_accumulation_steps": accumulation,
+            "ema_decay": 0.9,
+        }
+        | EVEN,
+        "judge": {"judge": "tiny_runs.brightness"},
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(world) -> Path:
+    """The folder of the run in one process."""
+    return run(world, "alone", **split(1))[2]
+
+
+def test_accumulation_equals_a_larger_batch(world, alone):
+    _, _, folder = run(world, "accumulated", **split(1, 4))
+    assert distance(folder, alone) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("processes", "engine"),
+    [(2, {}), pytest.param(4, {}, marks=pytest.mark.slow), (2, FSDP2)],
+    ids=["ddp-2", "ddp-4", "fsdp2-2"],
+)
+def test_processes_equal_one(world, alone, processes, engine):
+    name = f"{'fsdp' if engine else 'ddp'}-{processes}"
+    done = torchrun(processes, *settings(world, name, **split(processes)), **engine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = world / "runs" / name
+    assert distance(folder, alone) < 1e-6
+    assert done.stdout.count("win rate vs base") == 1, "one process judges"
+    lines, expected = log(folder), log(alone)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-4), "reduced over all processes"
+        assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+    assert (folder / "checkpoint-10" / "random_1.safetensors").exists(), "every process writes its part"
+    assert weights(folder / "checkpoint-10").keys() == weights(folder).keys()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_engine(world, alone):
+    """Checkpoints hold whole weights: begun with two sharded processes, finished with one, and the other way round."""
+    short = split(2)
+    short["train"]["max_train_steps"] = 10
+    done = torchrun(2, *settings(world, "moved", **short), **FSDP2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    latest = {"resume_from_checkpoint": "latest"}
+    _, _, folder = run(world, "moved", **(split(1) | {"train": split(1)["train"] | latest}))
+    assert distance(folder, alone) < 1e-6
+
+
+def test_a_fault_of_one_process_ends_all(world):
+    lost = settings(world, "lost", data={"path": "nowhere.parquet"})
+    done = torchrun(2, *lost)
+    assert done.returncode != 0
+    assert done.stderr.count("error: data.path: no data set at 'nowhere.parquet'") == 1
