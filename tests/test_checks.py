@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from preference_files import encoded, picture, rows, truncated, value, write
 
@@ -76,10 +77,8 @@ def test_a_limit_without_a_column_is_an_error(tmp_path):
 
 
 def test_a_weight_that_is_no_number_is_an_error(tmp_path):
-    from datasets import Dataset
-
     Dataset.from_list([row | {"weight": "much"} for row in rows(1)]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="^data.path: the column weight must hold numbers, it holds"):
+    with pytest.raises(ValueError, match="^data.path: the column weight of .*a.parquet must hold numbers, it holds"):
         load_preferences(DataConfig(path=str(tmp_path / "a.parquet")))
 
 

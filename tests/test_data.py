@@ -174,3 +174,35 @@ def test_collated_batch_survives_replace(tmp_path):
     batch = collate([dataset(tmp_path)[0, 0]])
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.prompts = []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "it is empty"),
+        ("a.jsonl", " \n\n", "it is empty"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "JSON parse error"),
+        ("a.parquet", "", "Parquet file size is 0 bytes"),
+        ("a.parquet", "no parquet at all", "Parquet magic bytes not found"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"^data.path: {tmp_path / name} cannot be read: .*{message}"):
+        load_preferences(DataConfig(path=str(tmp_path / name), streaming=streaming))
+
+
+def test_a_folder_without_the_split_is_named(tmp_path):
+    write_pairs(tmp_path / "train-0.parquet")
+    with pytest.raises(FileNotFoundError, match="has neither parquet files of the split 'test' nor a metadata.jsonl"):
+        load_preferences(DataConfig(path=str(tmp_path), split="test"))
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "train-0.parquet"])
+def test_a_stream_has_the_rows_of_the_set(tmp_path, name):
+    file = str(write_pairs(tmp_path / name, margin=[1.0] * 5))
+    for path in (file, str(tmp_path)):
+        rows = load_preferences(DataConfig(path=path))
+        assert list(load_preferences(DataConfig(path=path, streaming=True))) == list(rows)
+        assert len(list(load_preferences(DataConfig(path=path, streaming=True, max_pairs=3)))) == 3

@@ -9,7 +9,7 @@ import torch
 from preference_files import rows, truncated, write
 
 from diffpref.config import Config, DataConfig, ModelConfig, TrainConfig
-from diffpref.data import check, load_preferences, pair_sizes, training_loader
+from diffpref.data import PreferencePairs, check, collate, load_preferences, pair_sizes, training_loader
 from diffpref.data.loader import ignore_interrupts
 from diffpref.data.pairs import SIDES
 
@@ -156,8 +156,6 @@ class Cache:
 
 def test_what_is_cached_is_not_decoded(folder):
     """Truncated pictures do no harm, and a row the cache could not make is replaced."""
-    from diffpref.data import PreferencePairs, collate
-
     data = DataConfig(path=str(folder / "broken.parquet"))
     checked = check(load_preferences(data), data)
     pairs = PreferencePairs(checked.rows, data, (16, 16), 0, Cache())

@@ -137,3 +137,10 @@ def test_json_lines_stream_like_parquet(tmp_path):
 def test_max_pairs_limits_a_stream(folder):
     order = [row for batch in taken(sampler(folder, max_pairs=5, steps=range(8))) for row, _ in batch]
     assert sorted(order[:4]) == sorted(order[4:]) == [0, 1, 2, 4]  # of five rows the fourth has no prompt
+
+
+def test_a_state_of_a_later_step_is_refused(folder):
+    later = sampler(folder, steps=range(9))
+    taken(later)
+    with pytest.raises(ValueError, match="the stream stands at pair 8, behind the first wanted, 2"):
+        taken(sampler(folder, steps=range(2, 4), state=later.pending[-1].state))

@@ -90,7 +90,8 @@ class PreferencePairs(TorchDataset):
             try:
                 pair = self.load(row, key)
             except (ValueError, OSError, KeyError) as error:
-                failed.append(f"row {self.number(row)} of {self.config.path}: {error.args[-1]}")
+                reason = error.args[0] if isinstance(error, KeyError) else error  # a KeyError quotes its message
+                failed.append(f"row {self.number(row)} of {self.config.path}: {reason}")
                 if self.config.faults == "raise":
                     raise ValueError(f"data.path: {failed[0]}") from error
                 continue

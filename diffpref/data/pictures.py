@@ -20,6 +20,15 @@ from torch import Tensor
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
+class ArrowFile(pa.BufferReader):
+    """An arrow buffer as a file. PIL's plugins try what it is, and seek beyond the end, which files allow."""
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """As for files, but never beyond the end."""
+        start = (0, self.tell(), self.size())[whence]
+        return super().seek(max(0, min(start + position, self.size())))
+
+
 class UnknownRange(ValueError):
     """A mode whose range is not known."""
 
@@ -31,7 +40,7 @@ def open_file(value: dict[str, Any]) -> IO[bytes]:
     """
     content, path = value["bytes"], value["path"]
     if content is not None:
-        return pa.BufferReader(content) if isinstance(content, pa.Buffer) else BytesIO(content)
+        return ArrowFile(content) if isinstance(content, pa.Buffer) else BytesIO(content)
     if not path:
         raise ValueError("picture missing: neither bytes nor a path")
     try:

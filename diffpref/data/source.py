@@ -12,7 +12,7 @@ from diffpref.config import DataConfig
 Rows = Dataset | IterableDataset
 PICTURES = ("chosen", "rejected")
 REQUIRED = ("prompt", *PICTURES)
-NUMBERS = {"weight": "float32", "margin": "float64"}  # optional columns
+NUMBERS = ("weight", "margin")  # optional columns
 
 
 def from_parquet(path: Path, config: DataConfig) -> Rows:
@@ -112,16 +112,15 @@ def load_preferences(config: DataConfig) -> Rows:
     rows = rows.select_columns([name for name in (*REQUIRED, *NUMBERS) if name in columns])
     for name in PICTURES:
         rows = rows.cast_column(name, Image(decode=False))
-    for name, kind in NUMBERS.items():
-        rows = with_numbers(rows, name, kind) if name in columns else rows
+    check_numbers(rows, config)
     if config.max_pairs is None:
         return rows
     return rows.take(config.max_pairs if isinstance(rows, IterableDataset) else min(len(rows), config.max_pairs))
 
 
-def with_numbers(rows: Rows, name: str, kind: str) -> Rows:
-    """The column as floats. Raises ValueError when it does not hold numbers."""
-    feature = rows.features[name]
-    if not (isinstance(feature, Value) and re.match(r"u?int|float|decimal|bool|null", feature.dtype)):
-        raise ValueError(f"data.path: the column {name} must hold numbers, it holds {feature}")
-    return rows.cast_column(name, Value(kind))
+def check_numbers(rows: Rows, config: DataConfig) -> None:
+    """Raise ValueError when weight or margin do not hold numbers. They are not cast: that would copy the whole set."""
+    for name in NUMBERS:
+        feature = (rows.features or {}).get(name, Value("null"))
+        if not (isinstance(feature, Value) and re.match(r"u?int|float|decimal|null", feature.dtype)):
+            raise ValueError(f"data.path: the column {name} of {config.path} must hold numbers, it holds {feature}")

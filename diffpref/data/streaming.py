@@ -20,6 +20,10 @@ from diffpref.data.checks import examine, is_filter, reason_of
 from diffpref.data.sampler import ORDER
 from diffpref.noise import generator
 
+# epoch; blocks of it that are done; position of the next row; rows of the epoch that were read; datasets' own state;
+# rows left out, by reason
+START: dict[str, Any] = {"epoch": 0, "number": 0, "first": 0, "read": 0, "source": None, "dropped": {}}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -50,14 +54,10 @@ class RowStream:
     def __init__(
         self, rows: IterableDataset, config: DataConfig, seed: int, speak: bool, state: dict[str, Any] | None = None
     ):
-        self.rows, self.config, self.seed, self.speak = (
-            deepcopy(rows),
-            config,
-            seed,
-            speak,
-        )  # its state is in the object
-        state = state or {"epoch": 0, "number": 0, "first": 0, "read": 0, "source": None, "dropped": {}}
-        self.state: dict[str, Any] = {name: state[name] for name in ("epoch", "number", "first", "read", "source")}
+        self.rows = deepcopy(rows)  # datasets keeps the position in the object: streams must not share one
+        self.config, self.seed, self.speak = config, seed, speak
+        state = state or START
+        self.state: dict[str, Any] = {name: state[name] for name in START if name != "dropped"}
         self.dropped = Counter(state["dropped"])
 
     def blocks(self) -> Iterator[Block]:
@@ -67,21 +67,21 @@ class RowStream:
             if not self.state["number"]:
                 what = ", ".join(f"{reason} {number}" for reason, number in self.dropped.items()) or "it has no rows"
                 raise ValueError(f"data.path: no pair of the stream {self.config.path} can be used: {what}")
-            self.state |= {"epoch": self.state["epoch"] + 1, "number": 0, "read": 0, "source": None}
+            self.state.update(epoch=self.state["epoch"] + 1, number=0, read=0, source=None)
 
     def epoch(self) -> Iterator[Block]:
         """The blocks of one epoch, from the current state on."""
         self.rows.load_state_dict(self.state["source"])  # None starts from the beginning
         usable = self.usable(iter(self.rows))
         while True:
-            before = self.state | {"dropped": dict(self.dropped)}
+            before: dict[str, Any] = self.state | {"dropped": dict(self.dropped)}
             rows = list(islice(usable, self.config.shuffle_buffer))
             if not rows:
                 return
             order = torch.randperm(len(rows), generator=generator(self.seed, before["epoch"], before["number"], ORDER))
             yield Block([rows[i] for i in order.tolist()], before["first"], before)
             self.state["number"] += 1
-            self.state |= {"first": before["first"] + len(rows), "source": self.rows.state_dict()}
+            self.state.update(first=before["first"] + len(rows), source=self.rows.state_dict())
 
     def usable(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The rows that pass the checks, with their numbers; the others are counted, or stop the run with
@@ -129,6 +129,10 @@ class StreamSampler(Sampler[list[tuple[dict[str, Any], int]]]):
     def placed(self) -> Iterator[tuple[Block, int, int]]:
         """Block, offset and position of every pair from the first position that is wanted."""
         wanted = self.micros.start * self.batch_size * self.world
+        if self.stream.state["first"] > wanted:
+            raise ValueError(
+                f"the stream stands at pair {self.stream.state['first']}, behind the first wanted, {wanted}"
+            )
         for block in self.stream.blocks():
             for offset in range(len(block.rows)):
                 if block.first + offset >= wanted:
