@@ -7,7 +7,8 @@
                       pytorch_lora_weights.safetensors   with a LoRA: loads into stock diffusers pipelines
                       state.json                     step, configuration, schedule, alarm, position in the data
 
-Weights are stored whole, so a run may go on with another number of processes or another engine. There is no pickle.
+Weights are stored whole, so a run may go on with another number of processes or another engine. There is no pickle,
+except where DeepSpeed writes its own optimiser files (`engine/` in the place of optimizer.safetensors).
 """
 
 import json
@@ -47,21 +48,33 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 # --- optimiser states by parameter name -------------------------------------------------------------------------------
 
 
+def flatten(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Nested dicts of tensors and whole numbers -> paths and tensors; bitsandbytes keeps such states."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from flatten(value, f"{path}/{key}")
+    else:
+        yield path, torch.tensor(tree) if isinstance(tree, int) else full(tree)
+
+
 def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
     """The optimiser's state, whole, as "{parameter}/{name}". Every process must call it."""
     state = optimizer.state_dict()["state"]
-    return {f"{names[i]}/{key}": full(value) for i, values in state.items() for key, value in values.items()}
+    return {path: value for i, values in state.items() for path, value in flatten(values, names[i])}
 
 
 def load_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
     """Put stored state back, sharded as the parameters are; learning rates come from the schedule."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {i: {} for i in range(len(parameters))}
     index = {name: i for i, name in enumerate(parameters)}
     for path, value in tensors.items():
-        name, key = path.rsplit("/", 1)
-        parameter = parameters[name]
-        moment = value.shape == parameter.shape and value.ndim > 0
-        state.setdefault(index[name], {})[key] = like(value, parameter) if moment else value
+        name, *inner, key = path.split("/")
+        place = state[index[name]]
+        for step in inner:
+            place = place.setdefault(step, {})
+        whole_number = value.ndim == 0 and value.dtype == torch.int64
+        moment = value.ndim > 0 and value.shape == parameters[name].shape
+        place[key] = value.item() if whole_number else like(value, parameters[name]) if moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -209,7 +222,7 @@ class Checkpoints:
         average, main = self.average.tensors(), self.accelerator.is_main_process
         save_file(random_states(), folder / f"random_{self.accelerator.process_index}.safetensors")
         if self.deepspeed:
-            self.engine.save_checkpoint(str(folder), tag="engine")
+            self.engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
         else:
             moments = optimizer_tensors(self.optimizer, list(self.parameters))
             if main:
@@ -241,7 +254,7 @@ class Checkpoints:
         with damage_named(folder):
             self.load_weights(folder)
             if self.deepspeed:
-                self.engine.load_checkpoint(str(folder), tag="engine")
+                self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
             else:
                 load_optimizer(self.optimizer, self.parameters, load_file(folder / OPTIMIZER))
             if self.average.model:

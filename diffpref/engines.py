@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import diffusers
 import torch
 import torch.distributed as dist
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ProjectConfiguration, gather_object
 from torch import Tensor, nn
@@ -31,7 +33,27 @@ def make_accelerator(config: Config) -> Accelerator:
         project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "logs")),
     )
     shard_on_cpu(accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        tell_deepspeed(accelerator, config)
+    if not accelerator.is_main_process:
+        silence()
     return accelerator
+
+
+def tell_deepspeed(accelerator: Accelerator, config: Config) -> None:
+    """DeepSpeed clips and steps by itself and wants to know the batch, which accelerate reads off a loader that it
+    prepares; ours it does not. Raises ValueError for what cannot be had with it."""
+    if config.train.skip_grad_norm is not None:
+        raise ValueError("train.skip_grad_norm cannot be had with DeepSpeed: it has stepped before the norm is known")
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = config.train.train_batch_size
+    settings["gradient_clipping"] = config.train.max_grad_norm
+
+
+def silence() -> None:
+    """One process's loading bars are enough."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
@@ -51,6 +73,13 @@ def full(tensor: Tensor) -> Tensor:
     """A tensor or the parts of a sharded one -> the whole, on the CPU, without graph. Every process must call it."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.detach().cpu().contiguous()
+
+
+def whole_norm(norm: Tensor | float | None, device: torch.device) -> Tensor:
+    """What an engine gives as the gradient's norm -> [1] on the device; [0] where it gives none (DeepSpeed)."""
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    return torch.as_tensor([] if norm is None else norm, dtype=torch.float32, device=device).detach().reshape(-1)
 
 
 def like(whole: Tensor, tensor: Tensor) -> Tensor:

@@ -15,15 +15,14 @@ def adamw(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
 
 
 def adamw_8bit(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
-    """bitsandbytes' AdamW, whose two moments take one byte each. Raises ValueError where that cannot be."""
+    """bitsandbytes' AdamW: two moments of one byte each, for parameters of 4096 numbers and more. Raises ValueError
+    where it is not installed."""
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ValueError(
             "train.optimizer adamw_8bit needs bitsandbytes: pip install 'diffpref[8bit]', or take adamw"
         ) from error
-    if not torch.cuda.is_available():
-        raise ValueError("train.optimizer adamw_8bit needs a CUDA device; take adamw")
     return AdamW8bit(parameters, **settings)
 
 

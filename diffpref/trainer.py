@@ -95,7 +95,7 @@ class Trainer:
         self.policy, self.optimizer = accelerator.prepare(self.denoiser, optimizer)
         self.schedule = get_scheduler(
             train.lr_scheduler,
-            self.optimizer.optimizer,
+            optimizer,
             num_warmup_steps=train.lr_warmup_steps,
             num_training_steps=train.max_train_steps,
         )
@@ -181,8 +181,9 @@ class Trainer:
 
     def step(self) -> None:
         """One optimiser step, unless the gradient is out of all proportion."""
-        norm = engines.full(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
-        self.journal.add({"grad_norm": norm.reshape(1)})
+        clipped = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm)
+        norm = engines.whole_norm(clipped, self.accelerator.device)
+        self.journal.add({"grad_norm": norm})
         spike = self.train.skip_grad_norm is not None and self.spikes.is_spike(norm.item())
         if not spike:
             self.optimizer.step()

@@ -57,7 +57,7 @@ def test_processes_equal_one(world, alone, processes, engine):
     lines, expected = log(folder), log(alone)
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     for line, wanted in zip(lines, expected, strict=True):
-        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-4), "reduced over all processes"
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-3), "reduced over all processes"
         assert line["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
     assert (folder / "checkpoint-10" / "random_1.safetensors").exists(), "every process writes its part"
     assert weights(folder / "checkpoint-10").keys() == weights(folder).keys()

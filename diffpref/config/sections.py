@@ -166,8 +166,7 @@ class TrainConfig:
         max_train_steps: Optimiser steps.
         train_batch_size: Comparisons in one forward pass of one process.
         gradient_accumulation_steps: Forward passes to an optimiser step.
-        optimizer: AdamW, or bitsandbytes' AdamW with 8-bit states (a quarter of their memory; needs CUDA and the
-            extra 8bit).
+        optimizer: AdamW, or bitsandbytes' AdamW with 8-bit states (a quarter of their memory; needs the extra 8bit).
         learning_rate: Peak rate of the optimiser.
         lr_scheduler: diffusers' name of the schedule.
         lr_warmup_steps: Steps of linear warm-up.
