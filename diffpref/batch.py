@@ -59,6 +59,14 @@ class PreferenceBatch:
     conditioning: Conditioning | None = None
     faults: tuple[str, ...] = ()
 
+    def pin_memory(self) -> "PreferenceBatch":
+        """The same batch in memory from which copies to a GPU run beside the computation; the loader calls this."""
+        pictures = {"images": self.images, "moments": self.moments}
+        pinned: dict = {name: value.pin_memory() for name, value in pictures.items() if value is not None}
+        if self.conditioning is not None:
+            pinned["conditioning"] = {key: value.pin_memory() for key, value in self.conditioning.items()}
+        return replace(self, **pinned)
+
 
 @dataclass(frozen=True)
 class Encoded:

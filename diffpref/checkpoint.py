@@ -74,7 +74,7 @@ def load_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter], te
             place = place.setdefault(step, {})
         whole_number = value.ndim == 0 and value.dtype == torch.int64
         moment = value.ndim > 0 and value.shape == parameters[name].shape
-        place[key] = value.item() if whole_number else like(value, parameters[name]) if moment else value
+        place[key] = value.item() if whole_number else like(value, parameters[name]) if moment else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -46,7 +46,7 @@ def full_range(vae: AutoencoderKL) -> Iterator[AutoencoderKL]:
 def encode_moments(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     """images [N,3,H,W] in [-1,1] -> what latents are drawn from, [N,C',h,w] in the dtype that the VAE computes in."""
     with full_range(pipe.vae) as vae:
-        return family_of(pipe).moments(vae, images.to(vae.device, vae.dtype)).contiguous()
+        return family_of(pipe).moments(vae, images.to(vae.device, vae.dtype, non_blocking=True)).contiguous()
 
 
 def release_encoders(pipe: DiffusionPipeline, latents: bool = True, text: bool = True) -> None:
@@ -77,13 +77,17 @@ class Encoder:
     def __call__(self, batch: PreferenceBatch) -> Encoded:
         """Batch -> latents and conditioning on the pipeline's device."""
         conditioning = batch.conditioning or self.encode_prompts(batch.prompts)
-        conditioning = {key: value.to(self.device) for key, value in conditioning.items()}
+        conditioning = {key: value.to(self.device, non_blocking=True) for key, value in conditioning.items()}
         conditioning = self.family.describe(batch, conditioning)
         return Encoded(self.encode_images(batch), conditioning, batch.keys, batch.structure.to(self.device))
 
     def encode_images(self, batch: PreferenceBatch) -> Tensor:
         """latents [N,C,h,w] = (z − shift)·scale, z drawn from the VAE's posterior; fp32."""
-        moments = encode_moments(self.pipe, batch.images) if batch.moments is None else batch.moments.to(self.device)
+        moments = (
+            encode_moments(self.pipe, batch.images)
+            if batch.moments is None
+            else batch.moments.to(self.device, non_blocking=True)
+        )
         return (self.draw(moments.float(), batch) - self.shift) * self.scale
 
     def draw(self, moments: Tensor, batch: PreferenceBatch) -> Tensor:

@@ -83,9 +83,9 @@ def whole_norm(norm: Tensor | float | None, device: torch.device) -> Tensor:
 
 
 def like(whole: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor -> on the device of another one, and sharded as that is."""
+    """A whole tensor -> a copy on the device of another one, and sharded as that is."""
     if not isinstance(tensor, DTensor):
-        return whole.to(tensor.device)
+        return whole.to(tensor.device, copy=True)  # in memory of its own: what a file maps is aligned otherwise
     return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
 
 

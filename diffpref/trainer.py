@@ -73,6 +73,7 @@ class Trainer:
         self.parameterization = parameterization(self.pipe.scheduler)
         self.encoder = Encoder(self.pipe, self.train.seed)
         self.cache: DiskCache | None = None
+        self.dropped: dict[str, int] = {}
         self.denoiser, self.objective = getattr(self.pipe, self.family.denoiser), OBJECTIVES[self.config.objective.name]
         self.dtype = self.prepare_weights()
         self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if self.objective.reference else None
@@ -232,6 +233,7 @@ class Trainer:
                     verdict.preview(step)
                 if self.previews(step):
                     self.wait()
+        self.dropped = loader.dropped
         return step
 
     def every(self, steps: int, step: int) -> bool:
@@ -332,7 +334,7 @@ class Trainer:
             "resumed_from_step": start,
             "pairs_seen": last * self.pairs_per_step(),
             "pairs_in_set": None if self.config.data.streaming else len(self.checked.rows),
-            "pairs_left_out": self.checked.dropped,
+            "pairs_left_out": self.checked.dropped | self.dropped,
             "pairs_replaced": self.journal.faults,
             "steps_skipped": self.spikes.skipped,
             "drift_alarms": self.journal.alarm.steps,

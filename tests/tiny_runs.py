@@ -1,6 +1,7 @@
 """Short runs of the real command and of the trainer, on tiny pipelines: what the tests of the loop share."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -91,16 +92,18 @@ def train_process(arguments: list[str]) -> None:
     from diffpref.config import load_config
     from diffpref.trainer import Trainer
 
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers: quick, as in a run of the command
     Trainer(load_config(arguments)).run()
 
 
 def train_and_die(arguments: list[str], moment: int) -> None:
-    """A run that gets SIGKILL at the n-th thing it does to a checkpoint's folder: making, writing, flushing, renaming,
-    removing."""
+    """A run that gets SIGKILL at the n-th thing it does to an unfinished checkpoint's folder: making, writing,
+    flushing, renaming, removing."""
     left = [moment]
 
     def hook(event: str, args: tuple) -> None:
-        if event in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove") and "checkpoint-" in str(args):
+        unfinished = ".checkpoint-" in str(args) or ".discarded-" in str(args)
+        if unfinished and event in ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove"):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,10 @@ from diffpref.data.streaming import RowStream, StreamSampler
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; workers must live until the main process has saved and ended."""
+    """Ctrl-C reaches every process of a terminal, a scheduler's SIGTERM every one of a job; workers must live until the
+    main process has saved and ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def as_it_is(batch: Any) -> Any:
@@ -61,6 +63,7 @@ class Loader:
             prefetch_factor=config.data.prefetch_factor if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # the loader's own: it would take a draw from dropout's, once at each start
         )
         self.state: dict[str, Any] = {}
 
