@@ -54,7 +54,7 @@ def flatten(tree: Any, path: str) -> Iterator[tuple[str, Tensor]]:
         for key, value in tree.items():
             yield from flatten(value, f"{path}/{key}")
     else:
-        yield path, torch.tensor(tree) if isinstance(tree, int) else full(tree)
+        yield path, torch.tensor(tree) if isinstance(tree, int) else full(tree).clone()  # some share a table
 
 
 def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -202,7 +202,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         try:
             self.write(fresh, state | {"step": step})
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError) as error:
             if main:
                 shutil.rmtree(fresh, ignore_errors=True)
             raise OSError(self.unwritten(step, error)) from error
