@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffpref.batch import Conditioning, PreferenceBatch
 from diffpref.config import ModelConfig
 
+ALIGNMENT = 64  # bytes; of torch's allocator on the CPU
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -157,10 +158,20 @@ def load_pipeline(config: ModelConfig, **components: nn.Module) -> DiffusionPipe
         ) from error
     family_of(pipe)
     refuse_no_numbers(pipe, path)
+    align(pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         print("leaving the safety checker out: pictures it blackens would count in before and after")
         pipe.safety_checker = None
     return pipe
+
+
+def align(pipe: DiffusionPipeline) -> None:
+    """Put weights on the CPU into memory of torch's own. A file maps them to wherever they begin in it, and there
+    products of matrices may round otherwise from one process to the next: a run would not repeat to the bit."""
+    for module in pipe.components.values():
+        for parameter in module.parameters() if isinstance(module, nn.Module) else ():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+                parameter.data = parameter.data.clone()
 
 
 def refuse_no_numbers(pipe: DiffusionPipeline, path: str) -> None:

@@ -42,7 +42,8 @@ def refuse_another_run(folder: Path, state: dict[str, Any], config: Config) -> N
 
 
 class RunFolder:
-    """Open while a run lasts; the lock goes with the process, however that ends.
+    """Open while a run lasts; the lock goes with the process, however that ends, and not with the loader's workers,
+    which outlive a killed run by some seconds.
 
     Raises ValueError when another process has it open.
     """
@@ -50,12 +51,13 @@ class RunFolder:
     def __init__(self, config: Config, resume: Path | None):
         self.path, self.config = config.run_dir, config
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.path, os.O_RDONLY)
+        self.lock: int | None = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self.lock)
             raise ValueError(f"{self.path} is in use by another run; wait for it, or give another --name") from error
+        os.register_at_fork(after_in_child=self.close)
         self.prepare(resume)
 
     def prepare(self, resume: Path | None) -> None:
@@ -71,4 +73,6 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process have it."""
-        os.close(self.lock)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -68,8 +69,13 @@ def test_a_folder_in_use_is_refused_and_let_go_with_the_process(world):
     first = RunFolder(config, None)
     with pytest.raises(ValueError, match="runs/busy is in use by another run; wait for it, or give another --name"):
         run(world, "busy", **QUIET)
+    child = os.fork()  # as the loader forks its workers
+    if child == 0:
+        signal.pause()
     first.close()
-    run(world, "busy", **QUIET)
+    run(world, "busy", **QUIET)  # although a worker lives on
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "average.safetensors"])
