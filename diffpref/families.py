@@ -157,28 +157,29 @@ def load_pipeline(config: ModelConfig, **components: nn.Module) -> DiffusionPipe
             f"model.pretrained_model_name_or_path: cannot load a pipeline from {path!r}: {error}"
         ) from error
     family_of(pipe)
-    refuse_no_numbers(pipe, path)
-    align(pipe)
+    loaded = {k: m for k, m in pipe.components.items() if isinstance(m, nn.Module) and k not in components}
+    refuse_no_numbers(loaded, path)
+    align(loaded)
     if getattr(pipe, "safety_checker", None) is not None:
-        print("leaving the safety checker out: pictures it blackens would count in before and after")
+        if not components:
+            print("leaving the safety checker out: pictures it blackens would count in before and after")
         pipe.safety_checker = None
     return pipe
 
 
-def align(pipe: DiffusionPipeline) -> None:
+def align(modules: dict[str, nn.Module]) -> None:
     """Put weights on the CPU into memory of torch's own. A file maps them to wherever they begin in it, and there
     products of matrices may round otherwise from one process to the next: a run would not repeat to the bit."""
-    for module in pipe.components.values():
-        for parameter in module.parameters() if isinstance(module, nn.Module) else ():
-            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-                parameter.data = parameter.data.clone()
+    for parameter in (p for module in modules.values() for p in module.parameters()):
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
-def refuse_no_numbers(pipe: DiffusionPipeline, path: str) -> None:
+def refuse_no_numbers(modules: dict[str, nn.Module], path: str) -> None:
     """Raise ValueError for weights that are NaN or infinite: everything after them would be, too."""
-    for part, module in pipe.components.items():
-        for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
-            if parameter.device.type != "meta" and not parameter.isfinite().all():
+    for part, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if not parameter.isfinite().all():
                 raise ValueError(
                     f"model.pretrained_model_name_or_path: {path} holds weights that are NaN or infinite"
                     f" ({part}: {name}); the file is damaged, or was made with an overflow: fetch or make it again"

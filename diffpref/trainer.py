@@ -155,8 +155,7 @@ class Trainer:
             return
         everyone = {"rank": self.rank, "world": self.world, "wait": self.wait, "gather": engines.gather}
         self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **everyone)
-        if settings.latents and settings.text:
-            release_encoders(self.pipe)
+        release_encoders(self.pipe, settings.latents, settings.text)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -271,7 +270,7 @@ class Trainer:
         """The pipeline with the policy as it is now, averaged if so configured, and encoders, loaded again if a cache
         has let them go."""
         with self.average.applied():
-            if self.pipe.vae is not None:
+            if self.cache is None:
                 yield self.pipe
             else:
                 yield load_pipeline(self.config.model, **{self.family.denoiser: self.denoiser}).to(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import PIPELINES, call, command, launch, make_world, run, settings, weights
+from tiny_runs import PIPELINES, call, command, distance, launch, make_world, run, settings, weights
 
 STOCK = """
 import sys, numpy, torch
@@ -210,3 +210,31 @@ def test_a_mistake_is_one_clear_line(world, change, message):
     done = call(command(*arguments))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in done.stderr and not (world / "runs" / "mistake").exists()
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_a_cached_run_is_the_same_run_and_draws_after_its_encoders_have_left(world, family):
+    """Encoding in other batches rounds otherwise; Adam's epsilon is put above that rounding."""
+    calm = {"adam_epsilon": 1e-2, "max_train_steps": 6}
+    judge = {"judge": {"judge": "tiny_runs.brightness"}, "sample": {"validation_steps": 3}}
+    _, lines, plain = run(world, f"plain-{family}", family, train=calm, **judge)
+    cache = {"latents": True, "text": True, "folder": str(world / "runs" / f"cache-{family}")}
+    report, cached_lines, cached = run(world, f"cached-{family}", family, train=calm, cache=cache, **judge)
+    assert distance(cached, plain) < 1e-6
+    assert cached_lines[0]["errors/chosen"] == pytest.approx(lines[0]["errors/chosen"], rel=1e-5)
+    assert report["win_rate"]["n"] == 4 and (cached / "validation" / "step-000003.png").exists()
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(world):
+    calm = {"adam_epsilon": 1e-2}
+    _, _, plain = run(world, "kept", train=calm)
+    _, _, recomputed = run(world, "recomputed", train=calm | {"gradient_checkpointing": True})
+    assert distance(recomputed, plain) < 1e-6
+
+
+def test_the_rate_warms_up_and_falls(world):
+    train = {"lr_scheduler": "cosine", "lr_warmup_steps": 2, "learning_rate": 1e-3, "max_train_steps": 6}
+    _, lines, _ = run(world, "cosine", train=train, sample={"prompts": []})
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[:2] == pytest.approx([5e-4, 1e-3]) and rates[-1] == 0
+    assert rates[1:] == sorted(rates[1:], reverse=True)
