@@ -16,7 +16,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	--num_cpu_threads_per_process $(THREADS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test style gallery clean
+.PHONY: help quickstart test style gallery bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /    make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -33,6 +33,9 @@ style: $(STAMP)  ## ruff and pyright
 
 gallery: $(STAMP)  ## rebuild gallery/
 	@$(BIN)/python -m diffpref.emoji_world.gallery
+
+bench: $(STAMP)  ## what the caches cost and save: about ten minutes on two cores (see benchmarks/)
+	@$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:  ## remove what the targets made, except runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
