@@ -104,11 +104,12 @@ class Encoder:
         return [streams[g] for g in batch.structure.group.tolist()]
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Conditioning [N,...] of N prompts, each different one encoded once."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self.prompts]
-        if missing:
-            encoded = self.family.encode_prompts(self.pipe, missing)
-            self.prompts |= {p: {k: v[i].clone() for k, v in encoded.items()} for i, p in enumerate(missing)}
+        """Conditioning [N,...] of N prompts, each different one encoded once, and by itself: in a batch, its last
+        digits would depend on its neighbours, and so on where a run was resumed."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self.prompts:
+                encoded = self.family.encode_prompts(self.pipe, [prompt])
+                self.prompts[prompt] = {key: value[0].clone() for key, value in encoded.items()}
         found = [self.prompts[p] for p in prompts]
         for stale in list(self.prompts)[: -self.remember]:
             del self.prompts[stale]

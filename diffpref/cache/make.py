@@ -1,6 +1,6 @@
 """What entries a run needs, and how they are made."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -117,12 +117,10 @@ class Pictures:
         return int(sum(probe * h * w + HEADER for h, w in sizes))
 
     def make(self, parts: list, report: Report) -> Iterator[tuple[str, Entry]]:
-        """Pictures are decoded by the loader's processes and encoded here, several of a size at once."""
-        for batch in batches(self.cells(parts, report), self.config.cache.batch_size):
-            keys, images, places = zip(*batch, strict=True)
-            moments = encode_moments(self.pipe, torch.stack(images)).cpu()
-            for key, moment, place in zip(keys, moments, places, strict=True):
-                yield key, {"moments": moment, "place": place}
+        """Pictures are decoded by the loader's processes and encoded here one by one: in a batch, the last digits would
+        depend on the neighbours, and so on where a build was interrupted."""
+        for key, image, place in self.cells(parts, report):
+            yield key, {"moments": encode_moments(self.pipe, image[None])[0].cpu(), "place": place}
 
     def cells(self, parts: list, report: Report) -> Iterator[Cell]:
         """The cells of all rows; those that cannot be decoded are reported."""
@@ -130,17 +128,6 @@ class Pictures:
             if fault:
                 report(row, fault)
             yield from cells
-
-
-def batches(cells: Iterable[Cell], size: int) -> Iterator[list[Cell]]:
-    """Cells in batches of pictures of equal size."""
-    waiting: dict[torch.Size, list] = {}
-    for cell in cells:
-        batch = waiting.setdefault(cell[1].shape, [])
-        batch.append(cell)
-        if len(batch) == size:
-            yield waiting.pop(cell[1].shape)
-    yield from waiting.values()
 
 
 class Prompts:
@@ -169,13 +156,11 @@ class Prompts:
         return len(missing) * (sum(tensor.nbytes for tensor in entry.values()) + HEADER)
 
     def make(self, parts: list[str], report: Report) -> Iterator[tuple[str, Entry]]:
-        """Several prompts at once."""
-        for start in range(0, len(parts), self.config.cache.batch_size):
-            keys = parts[start : start + self.config.cache.batch_size]
+        """One by one, as the encoder does."""
+        for key in parts:
             with torch.no_grad():
-                encoded = family_of(self.pipe).encode_prompts(self.pipe, [self.wanted[key] for key in keys])
-            for number, key in enumerate(keys):
-                yield key, shorten({name: tensor[number].cpu() for name, tensor in encoded.items()})
+                encoded = family_of(self.pipe).encode_prompts(self.pipe, [self.wanted[key]])
+            yield key, shorten({name: tensor[0].cpu() for name, tensor in encoded.items()})
 
 
 def repeated(rows: Tensor) -> int:

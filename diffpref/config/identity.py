@@ -27,7 +27,6 @@ INCIDENTAL = (
     "data.prefetch_factor",
     "cache.folder",
     "cache.max_gb",
-    "cache.batch_size",
     "train.checkpointing_steps",
     "train.checkpoints_total_limit",
     "train.resume_from_checkpoint",

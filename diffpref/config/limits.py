@@ -28,7 +28,6 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.max_margin": POSITIVE,
     "cache.max_gb": POSITIVE,
     "cache.crops": POSITIVE,
-    "cache.batch_size": POSITIVE,
     "noise.logit_std": POSITIVE,
     "objective.beta": POSITIVE,
     "objective.margin_cap": POSITIVE,

@@ -102,7 +102,6 @@ class CacheConfig:
         folder: Where; output_dir/cache when not given. Runs share it.
         max_gb: Size it may reach. Entries of other models and pictures are removed for new ones.
         crops: Random places a cached crop may lie at, for each pair; 1 with data.center_crop.
-        batch_size: Pictures or prompts encoded at once.
     """
 
     latents: bool = False
@@ -110,7 +109,6 @@ class CacheConfig:
     folder: Path | None = None
     max_gb: float = 50.0
     crops: int = 4
-    batch_size: int = 8
 
 
 @dataclass(frozen=True)
