@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,9 +122,12 @@ def find_checkpoint(run_dir: Path, which: str) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json. Raises ValueError when it is damaged."""
+    """A checkpoint's state.json. Raises ValueError when it is damaged, or not the one of this folder's step."""
     with damage_named(folder):
-        return json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_text())
+        if state["step"] != int(folder.name.split("-")[1]):
+            raise KeyError(f"it was written at step {state['step']}")
+        return state
 
 
 @contextmanager
@@ -131,10 +135,33 @@ def damage_named(folder: Path) -> Iterator[None]:
     """Errors of reading, in words that say which checkpoint and what to do."""
     try:
         yield
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder} is damaged ({type(error).__name__}: {error}); go on from another checkpoint of the run"
         ) from error
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file, by its name."""
+    return {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def verify(folder: Path, files: dict[str, int]) -> None:
+    """Raise KeyError for a file that is missing or not what was written: it would go on as another run, unnoticed."""
+    now = checksums(folder)
+    for name, checksum in files.items():
+        if now.get(name) != checksum:
+            raise KeyError(f"{name} is {'not what was written' if name in now else 'missing'}")
+
+
+def refuse_no_numbers(what: str, tensors: dict[str, Tensor]) -> None:
+    """Raise FloatingPointError for weights that are NaN or infinite."""
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if bad:
+        raise FloatingPointError(
+            f"{what} are NaN or infinite ({bad[0]} and {len(bad) - 1} more): lower train.learning_rate, set"
+            " train.skip_grad_norm, or compute in bf16, not fp16 (train.mixed_precision); checkpoints are from before"
+        )
 
 
 def flush(*paths: Path) -> None:
@@ -202,11 +229,12 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         try:
             self.write(fresh, state | {"step": step})
-        except (OSError, SafetensorError) as error:
+        except BaseException as error:
             if main:
                 shutil.rmtree(fresh, ignore_errors=True)
-            raise OSError(self.unwritten(step, error)) from error
-        self.accelerator.wait_for_everyone()
+            if isinstance(error, OSError | SafetensorError):
+                raise OSError(self.unwritten(step, error)) from error
+            raise
         if main:
             flush(*fresh.rglob("*"), fresh)
             discard(final)
@@ -217,8 +245,10 @@ class Checkpoints:
         return final
 
     def write(self, folder: Path, state: dict[str, Any]) -> None:
-        """Every file of a checkpoint; state.json last."""
+        """Every file of a checkpoint; state.json last, with the checksums of the others. Raises FloatingPointError for
+        weights that are no numbers."""
         weights = {name: full(p) for name, p in self.parameters.items()}
+        refuse_no_numbers(f"at step {state['step']} the weights", weights)
         average, main = self.average.tensors(), self.accelerator.is_main_process
         save_file(random_states(), folder / f"random_{self.accelerator.process_index}.safetensors")
         if self.deepspeed:
@@ -232,7 +262,10 @@ class Checkpoints:
             save_file(weights, folder / WEIGHTS)
             if average:
                 save_file(average, folder / AVERAGE)
-            (folder / STATE).write_text(json.dumps(state | {"average_steps": self.average.steps}, indent=1))
+        self.accelerator.wait_for_everyone()
+        if main:
+            here = {"average_steps": self.average.steps, "processes": self.accelerator.num_processes}
+            (folder / STATE).write_text(json.dumps(state | here | {"files": checksums(folder)}, indent=1))
 
     def unwritten(self, step: int, error: Exception) -> str:
         """What to say when a checkpoint could not be written."""
@@ -251,17 +284,18 @@ class Checkpoints:
 
     def load(self, folder: Path) -> None:
         """Weights, optimiser, average and random generators as they were. Raises ValueError when they cannot be."""
+        state, rank = read_state(folder), self.accelerator.process_index
         with damage_named(folder):
+            verify(folder, state["files"])
             self.load_weights(folder)
             if self.deepspeed:
                 self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
             else:
                 load_optimizer(self.optimizer, self.parameters, load_file(folder / OPTIMIZER))
             if self.average.model:
-                self.average.load(load_file(folder / AVERAGE), read_state(folder)["average_steps"])
-            states = folder / f"random_{self.accelerator.process_index}.safetensors"
-            if states.is_file():  # a run may go on with more processes than it began with
-                set_random_states(load_file(states))
+                self.average.load(load_file(folder / AVERAGE), state["average_steps"])
+            if rank < state["processes"]:  # a run may go on with more processes than it began with
+                set_random_states(load_file(folder / f"random_{rank}.safetensors"))
 
     def load_weights(self, folder: Path) -> None:
         """Copies into the existing parameters: the optimiser goes on holding the very tensors that train."""
@@ -272,13 +306,10 @@ class Checkpoints:
 
 
 def check_weights(folder: Path, stored: dict[str, Tensor], shapes: dict[str, Iterable[int]]) -> None:
-    """Raise ValueError for weights that are not this model's, or no numbers."""
+    """Raise ValueError for weights that are not this model's."""
     if stored.keys() != shapes.keys():
         names = sorted(stored.keys() ^ shapes.keys())
         raise ValueError(f"{folder} holds other trainable weights than this run: {names[:4]} …")
     other = [name for name, shape in shapes.items() if stored[name].shape != shape]
     if other:
         raise ValueError(f"{folder} holds weights of other shapes than this run's (another rank?): {other[:4]} …")
-    bad = [name for name, value in stored.items() if not value.isfinite().all()]
-    if bad:
-        raise ValueError(f"{folder} holds weights that are NaN or infinite: {bad[:4]} …; go on from an earlier one")

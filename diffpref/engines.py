@@ -5,7 +5,6 @@ Everything here is called by every process. Tensors of sharded models are DTenso
 
 import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 import diffusers
@@ -89,17 +88,26 @@ def like(whole: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
 
 
-def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
-    """A barrier for after what only one process does and the others wait for, however long it takes: on gloo, which
-    holds the waiting processes by a timeout of its own and keeps the GPUs free."""
-    if accelerator.num_processes == 1:
-        return lambda: None
-    group = dist.new_group(backend="gloo", timeout=LONG)
+class Patience:
+    """What processes do together beside the training: wait for one that works alone, however long that takes, and agree
+    to stop. On gloo, which has a timeout of its own and leaves the GPUs alone. Every process must make and call it."""
 
-    def wait() -> None:
-        dist.barrier(group)
+    def __init__(self, accelerator: Accelerator):
+        self.alone = accelerator.num_processes == 1
+        self.group = None if self.alone else dist.new_group(backend="gloo", timeout=LONG)
 
-    return wait
+    def wait(self) -> None:
+        """Returns once all processes are here."""
+        if not self.alone:
+            dist.barrier(self.group)
+
+    def any(self, flag: bool) -> bool:
+        """Whether some process says so."""
+        if self.alone:
+            return flag
+        said = torch.tensor(int(flag))
+        dist.all_reduce(said, dist.ReduceOp.MAX, self.group)
+        return bool(said)
 
 
 def gather(items: list) -> list:

@@ -1,7 +1,7 @@
 """Ctrl-C and a scheduler's SIGTERM end a run at the next step, with a checkpoint."""
 
+import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
@@ -37,7 +37,9 @@ class Interrupt:
             raise KeyboardInterrupt
         if not self:
             self.signum, self.since = signum, time.monotonic()
-            print("\nstopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+            os.write(
+                2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
+            )  # safe in a handler
 
 
 class Stopped(Exception):

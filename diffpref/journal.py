@@ -53,15 +53,12 @@ class Journal:
         """Training time of the whole run, also before it was resumed."""
         return self.spent + time.perf_counter() - self.started
 
-    def close(self, step: int, learning_rate: float, stop: bool) -> bool:
-        """Write the window's line. Returns whether to stop: some process was asked to, or the alarm says so.
+    def close(self, step: int, learning_rate: float) -> None:
+        """Write the window's line, and look whether the winners drift (then `stopped_by_drift`, if so configured).
 
         Raises FloatingPointError when the loss is no number.
         """
-        device = self.accelerator.device
-        self.window.add({"stop": torch.tensor([float(stop)], device=device)})
         window = self.window.close(partial(self.accelerator.reduce, reduction="sum"))
-        stop = window.pop("stop")[0] > 0
         mean, _, batches = window.pop("faults")
         self.faults += round(mean * batches)
         line = {"step": step, "seconds": round(self.seconds(), 3)}
@@ -71,7 +68,7 @@ class Journal:
         if self.main:
             append_line(self.folder / "metrics.jsonl", line)
         self.bar.set_postfix({name: f"{line[key]:.3g}" for name, key in SHOWN.items() if key in line})
-        return self.drifts(step, window) or stop
+        self.watch(step, window)
 
     def refuse_no_number(self, step: int, line: dict[str, Any]) -> None:
         """Raise FloatingPointError when the loss is NaN or infinite: every later weight would be, too."""
@@ -81,13 +78,12 @@ class Journal:
                 f" compute in bf16, not fp16 (train.mixed_precision); the checkpoints in {self.folder} are from before"
             )
 
-    def drifts(self, step: int, window: dict[str, Moments]) -> bool:
-        """Say what the alarm says; whether that ends the run."""
+    def watch(self, step: int, window: dict[str, Moments]) -> None:
+        """Say what the alarm says; it may end the run."""
         warning = self.alarm.update(step, window)
         if warning and self.main:
             self.bar.write(warning)
         self.stopped_by_drift = bool(warning) and self.config.train.on_drift == "stop"
-        return self.stopped_by_drift
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON values."""

@@ -16,17 +16,31 @@ from diffpref.metrics import truncate_lines
 def checkpoint_to_resume(config: Config) -> Path | None:
     """The checkpoint to go on from. Raises ValueError for one that cannot be, or where a run would be buried."""
     run_dir, which = config.run_dir, config.train.resume_from_checkpoint
-    if which is None:
-        if not config.overwrite and any(run_dir.glob("checkpoint-*")) | (run_dir / "report.json").exists():
-            raise ValueError(
-                f"{run_dir} holds a run already; give another --name, go on with --train.resume_from_checkpoint"
-                " latest, or start it afresh with --overwrite true"
-            )
+    folder = checkpoint.find_checkpoint(run_dir, which) if which else None
+    if folder is None:
+        refuse_to_bury(config)
         return None
-    folder = checkpoint.find_checkpoint(run_dir, which)
-    if folder:
-        refuse_another_run(folder, checkpoint.read_state(folder), config)
+    if folder.resolve().parent != run_dir.resolve() and holds_a_run(run_dir):
+        raise ValueError(f"{folder} belongs to another run than the one that {run_dir} holds; give another --name")
+    refuse_another_run(folder, checkpoint.read_state(folder), config)
     return folder
+
+
+def holds_a_run(run_dir: Path) -> bool:
+    """Whether a run has left something that is not to be lost."""
+    return any(run_dir.glob("checkpoint-*")) or (run_dir / "report.json").exists()
+
+
+def refuse_to_bury(config: Config) -> None:
+    """Raise ValueError where a run begins that would overwrite another one."""
+    latest = config.train.resume_from_checkpoint is not None
+    if not holds_a_run(config.run_dir) or (config.overwrite and not latest):
+        return
+    other = "has no whole checkpoint to go on from" if latest else "go on with --train.resume_from_checkpoint latest"
+    raise ValueError(
+        f"{config.run_dir} holds a run already; {other}; give another --name, or start it afresh with --overwrite true"
+        + " and without --train.resume_from_checkpoint" * latest
+    )
 
 
 def refuse_another_run(folder: Path, state: dict[str, Any], config: Config) -> None:
@@ -54,10 +68,14 @@ class RunFolder:
         self.lock: int | None = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self.lock)
             raise ValueError(f"{self.path} is in use by another run; wait for it, or give another --name") from error
+        except OSError:  # a file system without locks
+            pass
         os.register_at_fork(after_in_child=self.close)
+        if resume is None:
+            refuse_to_bury(config)  # again: another run may have ended here while the model was loaded
         self.prepare(resume)
 
     def prepare(self, resume: Path | None) -> None:
@@ -67,6 +85,12 @@ class RunFolder:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         checkpoint.sweep(self.path)
         step = checkpoint.read_state(resume)["step"] if resume else 0
+        for later in checkpoint.checkpoints(self.path):
+            if (
+                int(later.name.split("-")[1]) > step
+            ):  # of the branch that is left: latest must not take them for this one
+                print(f"removing {later}: the run goes on from step {step}")
+                checkpoint.discard(later)
         for log in ("metrics.jsonl", "faults.jsonl"):
             truncate_lines(self.path / log, step)
         (self.path / "config.yaml").write_text(yaml.safe_dump(to_dict(self.config), sort_keys=False))

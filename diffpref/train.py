@@ -6,11 +6,13 @@ import traceback
 
 from diffpref.config import Config, load_config
 
+RANK, WORLD = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+
 
 def leave(message: str, code: int = 1) -> None:
-    """One line, said by one process, and out."""
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+    """One line and out. An error is said by every process that has it: it may be the only one."""
+    if RANK == "0" or code == 1:
+        print(message if WORLD == "1" else f"process {RANK}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -37,7 +39,7 @@ def run(config: Config) -> None:
 def note_traceback(config: Config) -> None:
     """Into the run's folder, as far as that can be written."""
     try:
-        with (config.run_dir / "traceback.txt").open("w") as file:
+        with (config.run_dir / ("traceback.txt" if RANK == "0" else f"traceback_{RANK}.txt")).open("w") as file:
             traceback.print_exc(file=file)
     except OSError:
         traceback.print_exc()

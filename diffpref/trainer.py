@@ -1,5 +1,6 @@
 """The loop: a batch travels data → encode → noise → predict → errors → objective → optimiser."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from diffpref import engines
 from diffpref.adapters import add_lora, save_lora, save_pipeline
 from diffpref.batch import PreferenceBatch
 from diffpref.cache import DiskCache, open_cache
-from diffpref.checkpoint import Checkpoints, read_state, trainable
+from diffpref.checkpoint import Checkpoints, read_state, refuse_no_numbers, trainable
 from diffpref.config import Config, computed, to_dict
 from diffpref.data import check, load_preferences, pair_sizes, training_loader
 from diffpref.encode import Encoder, release_encoders
@@ -56,11 +57,11 @@ class Trainer:
         self.checkpoint = checkpoint_to_resume(config)
         check_trackers(self.train.report_to)
         self.accelerator = engines.make_accelerator(config)
-        self.main, self.wait = self.accelerator.is_main_process, engines.patient_barrier(self.accelerator)
+        self.main, self.patience = self.accelerator.is_main_process, engines.Patience(self.accelerator)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.rows = load_preferences(config.data)
         self.checked = check(self.rows, config.data, self.rank, self.world, engines.gather)
-        set_seed(self.train.seed)
+        set_seed(self.train.seed, device_specific=True)  # dropout: the one thing that draws from a global generator
         self.prepare_model()
         self.prepare_training()
 
@@ -128,6 +129,8 @@ class Trainer:
         Raises ValueError when that would be another run.
         """
         if self.checkpoint is None:
+            if self.train.resume_from_checkpoint:
+                self.accelerator.print("no checkpoint yet: starting at step 0")
             return 0, None
         state = read_state(self.checkpoint)
         if state["pairs_per_step"] != self.pairs_per_step():
@@ -153,7 +156,7 @@ class Trainer:
         settings = self.config.cache
         if not (settings.latents or settings.text):
             return
-        everyone = {"rank": self.rank, "world": self.world, "wait": self.wait, "gather": engines.gather}
+        everyone = {"rank": self.rank, "world": self.world, "wait": self.patience.wait, "gather": engines.gather}
         self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **everyone)
         release_encoders(self.pipe, settings.latents, settings.text)
 
@@ -219,19 +222,20 @@ class Trainer:
                     continue
                 step += 1
                 journal.bar.update()
-                if not self.closes(step, bool(interrupt)):
+                asked = self.patience.any(bool(interrupt))
+                if not (asked or self.closes(step)):
                     continue
-                stop = journal.close(step, self.schedule.get_last_lr()[0], bool(interrupt))
-                if stop or self.every(self.train.checkpointing_steps, step):
+                journal.close(step, self.schedule.get_last_lr()[0])
+                if asked or journal.stopped_by_drift or self.saves(step):
                     self.checkpoints.save(step, self.state(loader.state_dict()))
-                if stop and not journal.stopped_by_drift:
-                    raise Stopped(step, interrupt.signum)
-                if stop:
+                if asked:
+                    raise Stopped(step, interrupt.signum or signal.SIGTERM)
+                if journal.stopped_by_drift:
                     break
-                if self.previews(step) and verdict:
-                    verdict.preview(step)
                 if self.previews(step):
-                    self.wait()
+                    if verdict:
+                        verdict.preview(step)
+                    self.patience.wait()
         self.dropped = loader.dropped
         return step
 
@@ -243,12 +247,15 @@ class Trainer:
         """Whether validation pictures are due."""
         return self.every(self.config.sample.validation_steps, step) and step < self.train.max_train_steps
 
-    def closes(self, step: int, interrupted: bool) -> bool:
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due: every so many steps, and at the end, from where a run can be made longer."""
+        every = self.train.checkpointing_steps
+        return self.every(every, step) or (every > 0 and step == self.train.max_train_steps)
+
+    def closes(self, step: int) -> bool:
         """Whether the log's window closes here. It does at every checkpoint, so that none is kept of a loss that is no
-        number. A process among several must not stop by itself: it asks the others when the window closes for all."""
-        due = (self.train.logging_steps, self.train.checkpointing_steps, self.config.sample.validation_steps)
-        regular = any(self.every(steps, step) for steps in due) or step == self.train.max_train_steps
-        return regular or (interrupted and self.world == 1)
+        number."""
+        return self.every(self.train.logging_steps, step) or self.saves(step) or step == self.train.max_train_steps
 
     def state(self, position: dict) -> dict[str, Any]:
         """What a checkpoint keeps beside tensors, as JSON values."""
@@ -297,7 +304,7 @@ class Trainer:
         verdict = Verdict(self.config, self.drawing, self.prompts, self.main) if draws else None
         if verdict:
             verdict.draw_base()
-        self.wait()
+        self.patience.wait()
         drawn = time.perf_counter()
         self.fill_cache()
         start, position = self.resume()
@@ -307,7 +314,7 @@ class Trainer:
         self.save()
         seconds = {"before": drawn - started, "cache": encoded - drawn, "train": trained - encoded}
         report = verdict.conclude(self.facts(start, last), seconds, started) if verdict else {}
-        self.wait()
+        self.patience.wait()
         engines.end(self.accelerator)
         return report
 
@@ -319,7 +326,11 @@ class Trainer:
                 save_lora(self.pipe, self.denoiser, folder, self.main)
 
     def save(self) -> None:
-        """The result, in a format that stock diffusers loads: a LoRA file, or a whole pipeline."""
+        """The result, in a format that stock diffusers loads: a LoRA file, or a whole pipeline. Raises
+        FloatingPointError when its weights are no numbers."""
+        refuse_no_numbers(
+            "the weights at the end", {k: engines.full(p) for k, p in self.checkpoints.parameters.items()}
+        )
         self.export(self.config.run_dir)
         if self.config.model.tuning == "full":
             with self.drawing() as pipe:

@@ -94,14 +94,55 @@ def test_a_damaged_checkpoint_is_named(world, name, damage):
         run(world, folder.name, **more)
 
 
-def test_a_checkpoint_that_holds_no_numbers_is_refused(world):
-    run(world, "nan", **QUIET, train={"checkpointing_steps": 4})
-    path = world / "runs" / "nan" / "checkpoint-4" / "trainable.safetensors"
+@pytest.mark.parametrize("name", ["random_0.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_that_was_meddled_with_is_refused(world, name):
+    """Without them, or with others, a run would go on as another one and nobody would know."""
+    folder = f"meddled-{name}"
+    run(world, folder, **QUIET, train={"checkpointing_steps": 4})
+    path = world / "runs" / folder / "checkpoint-4" / name
     tensors = load_file(path)
-    tensors[min(tensors)].fill_(torch.nan)
+    tensors[min(tensors)].view(-1)[0] += 1
     save_file(tensors, path)
-    with pytest.raises(ValueError, match="checkpoint-4 holds weights that are NaN or infinite"):
-        run(world, "nan", **QUIET, train={"checkpointing_steps": 4, "max_train_steps": 6} | LATEST)
+    with pytest.raises(ValueError, match=f"checkpoint-4 is damaged .*{name} is not what was written"):
+        run(world, folder, **QUIET, train={"checkpointing_steps": 4, "max_train_steps": 6} | LATEST)
+
+
+def test_weights_that_are_no_numbers_never_reach_a_checkpoint(world):
+    """An infinite weight of one pair leaves the logged loss finite and the gradient not."""
+    rows = load_dataset("parquet", data_files=str(world / "pairs.parquet"), split="train")
+    path = world / "heavy.parquet"
+    rows.add_column("weight", [1.0, 1.0, 1.0, 3e38, 1.0, 1.0, 1.0]).to_parquet(path)
+    train = {"checkpointing_steps": 1, "checkpoints_total_limit": 1, "max_train_steps": 9, "max_grad_norm": 1e30}
+    with pytest.raises(FloatingPointError, match="at step . the weights are NaN or infinite"):
+        run(world, "heavy", data={"path": str(path)}, objective={"beta": 1e9}, train=train, **QUIET)
+    kept = [path for path in (world / "runs" / "heavy").glob("*checkpoint*")]
+    assert len(kept) <= 1, "the half written one is gone"
+    for checkpoint in kept:
+        assert all(value.isfinite().all() for value in load_file(checkpoint / "trainable.safetensors").values())
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_the_later_branch(world, capsys):
+    train = {"checkpointing_steps": 2, "max_train_steps": 6}
+    _, _, folder = run(world, "branch", **QUIET, train=train)
+    back = train | {"resume_from_checkpoint": str(folder / "checkpoint-2"), "checkpoints_total_limit": 1}
+    run(world, "branch", **QUIET, train=back | {"max_train_steps": 4})
+    assert "removing" in capsys.readouterr().out
+    assert {path.name for path in folder.glob("*checkpoint*")} == {"checkpoint-4"}
+
+
+def test_latest_does_not_bury_a_run_that_left_no_checkpoint(world):
+    run(world, "finished", **QUIET, train={"checkpointing_steps": 0})
+    with pytest.raises(ValueError, match="runs/finished holds a run already; has no whole checkpoint to go on from"):
+        run(world, "finished", **QUIET, train=LATEST)
+
+
+def test_a_checkpoint_of_another_folder_does_not_bury_the_run_in_this_one(world):
+    for name in ("here", "there"):
+        run(world, name, **QUIET, train={"checkpointing_steps": 4})
+    other = {"resume_from_checkpoint": str(world / "runs" / "there" / "checkpoint-4"), "max_train_steps": 6}
+    with pytest.raises(ValueError, match="belongs to another run than the one that .*here holds"):
+        run(world, "here", **QUIET, train=other)
+    run(world, "elsewhere", **QUIET, train=other)
 
 
 def base(world: Path, name: str) -> Path:

@@ -79,4 +79,4 @@ def test_a_fault_of_one_process_ends_all(world):
     lost = settings(world, "lost", data={"path": "nowhere.parquet"})
     done = torchrun(2, *lost)
     assert done.returncode != 0
-    assert done.stderr.count("error: data.path: no data set at 'nowhere.parquet'") == 1
+    assert "process 0: error: data.path: no data set at 'nowhere.parquet'" in done.stderr

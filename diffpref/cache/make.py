@@ -56,11 +56,13 @@ class Cutting(TorchDataset):
 
     def __getitem__(self, item: int) -> tuple[int, list, str]:
         number, wanted = self.parts[item]
-        row = self.rows[number]
-        try:
-            return number, [cell for side in wanted for cell in cells(row, side, wanted[side])], ""
-        except (OSError, ValueError) as error:
-            return number, [], str(error)
+        row, made, faults = self.rows[number], [], []
+        for side in wanted:
+            try:
+                made += cells(row, side, wanted[side])
+            except (OSError, ValueError) as error:  # the other side may be one of another pair, too
+                faults.append(str(error))
+        return number, made, "; ".join(faults)
 
 
 def cells(row: dict, side: str, views: list[tuple[str, View]]) -> list[Cell]:

@@ -157,7 +157,8 @@ class Store:
     def read(self, key: str) -> Entry:
         """The tensors of an entry. Raises KeyError for one that is not there."""
         if key not in self:
-            raise KeyError(f"{self.folder} has no entry {key}: rows, sizes, crops or prompts differ from those cached")
+            reason = "it could not be made, or the rows differ from those cached"
+            raise KeyError(f"{self.folder} has no entry {key}: {reason}")
         shard, fields = self.open(self.where[key])
         return entry_of(shard, key, fields)
 
