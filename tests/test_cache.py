@@ -591,7 +591,7 @@ def test_two_processes_build_together(tmp_path, monkeypatch, counted):
     made = [(tmp_path / f"made-{rank}").read_text() for rank in range(2)]
     assert made == ["{'pictures': 7, 'prompts': 2} 6 [6]", "{'pictures': 6, 'prompts': 1} 6 [6]"]
     together, alone = opened(tmp_path, pipe, rows), opened(tmp_path / "alone", pipe, rows)
-    assert counted == {"pictures": 12, "prompts": 3}  # all of them for the one that is alone
+    assert counted == {"pictures": 13, "prompts": 3}  # all of them for the one that is alone
     for row in range(6):
         (view,) = views(tmp_path, row)
         for a, b in zip(together.latents(row, view) or [], alone.latents(row, view) or [], strict=True):
