@@ -34,7 +34,7 @@ style: $(STAMP)  ## ruff and pyright
 gallery: $(STAMP)  ## rebuild gallery/
 	@$(BIN)/python -m diffpref.emoji_world.gallery
 
-bench: $(STAMP)  ## what the caches cost and save: about ten minutes on two cores (see benchmarks/)
+bench: $(STAMP)  ## what the caches cost and save: about twenty minutes on two cores (see benchmarks/)
 	@$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:  ## remove what the targets made, except runs/
