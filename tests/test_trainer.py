@@ -138,7 +138,7 @@ def test_a_loss_that_is_no_number_stops_the_run(world):
 
 def test_a_run_is_not_buried_under_another(world):
     run(world, "twice")
-    with pytest.raises(ValueError, match="holds a run already; go on with .* latest; give another --name, or start it afresh"):
+    with pytest.raises(ValueError, match="holds a run already; go on with .* latest; give another --name, or"):
         run(world, "twice")
     from diffpref.config import load_config
     from diffpref.trainer import Trainer
