@@ -112,6 +112,10 @@ class Errors:
     drift: Tensor | None = None
     overlap: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Errors":
+        """The same numbers on another device."""
+        return Errors(*(None if value is None else value.to(device) for value in vars(self).values()))
+
     def detach(self) -> "Errors":
         """The same numbers without the graph, for metrics."""
         return Errors(*(None if value is None else value.detach() for value in vars(self).values()))

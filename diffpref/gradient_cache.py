@@ -11,7 +11,6 @@ once. (Gao et al. 2021, arXiv 2101.06983, for contrastive losses.)
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -38,7 +37,7 @@ def split(item: Item, size: int) -> Iterator[Item]:
 
 def join_structures(parts: list[Structure]) -> Structure:
     """One structure of several batches, in order: groups and items are counted on. What some batch lacks, all lack."""
-    groups, items = ([0], [0])
+    groups, items = [0], [0]
     for part in parts:
         groups.append(groups[-1] + len(part.weight))
         items.append(items[-1] + len(part.group))
@@ -71,21 +70,17 @@ def gathered(
     errors: Errors, structure: Structure, gather: Callable[[list], list], rank: int
 ) -> tuple[Errors, Structure, slice]:
     """The short vectors of all processes, on this one's device, and where its own items are among them."""
-    device = errors.policy.device
-    shares = gather([(on_cpu(errors), structure.to(torch.device("cpu")))])
+    device, cpu = errors.policy.device, torch.device("cpu")
+    shares = gather([(errors.to(cpu), structure.to(cpu))])
     counts = [len(share.policy) for share, _ in shares]
     first = sum(counts[:rank])
-    whole = join([share for share, _ in shares])
-    everyone = join_structures([share for _, share in shares]).to(device)
-    moved = Errors(*(None if value is None else value.to(device) for value in vars(whole).values()))
-    return moved, everyone, slice(first, first + counts[rank])
-
-
-def on_cpu(errors: Errors) -> Errors:
-    """The same numbers on the CPU."""
-    return Errors(*(None if value is None else value.cpu() for value in vars(errors).values()))
+    everyone = (
+        join([share for share, _ in shares]).to(device),
+        join_structures([share for _, share in shares]).to(device),
+    )
+    return *everyone, slice(first, first + counts[rank])
 
 
 def padded(chunks: list[Item], most: int) -> list[Item]:
     """As many chunks as the process that has most: sharded models go forward together or not at all."""
-    return list(chain(chunks, [chunks[-1]] * (most - len(chunks))))
+    return chunks + [chunks[-1]] * (most - len(chunks))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from diffpref.learner import Learner
 from diffpref.winrate import WinRate, win_rate
 
 DRAWS = 2**40  # seeds of held-out noise begin here: no training run has them
+SPLIT_WEIGHTS = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 Numbers = dict[str, float]
 
 
@@ -65,7 +68,6 @@ class Ranks:
         numbers: dict = {key.removeprefix("validation/"): v for key, v in self.numbers(config.objective.beta).items()}
         if len(set(self.prompts)) > 1:
             numbers["accuracy"] = self.accuracy(config.judge.confidence).as_dict()
-            print(f"held-out accuracy {self.accuracy(config.judge.confidence)}")
         return {"validation": numbers | {"pairs": len(self.prompts)}}
 
 
@@ -79,6 +81,14 @@ def ideal(reference: np.ndarray, probability: np.ndarray, beta: float) -> float:
     with np.errstate(divide="ignore"):  # a certain label has an infinite logit, and is ranked right
         logit = np.log(probability) - np.log1p(-probability)
     return share(logit + 0.5 * beta * (reference[:, 1] - reference[:, 0]))
+
+
+def check_gradient_noise(config: Config, accelerator: Accelerator) -> None:
+    """Raise ValueError where one process does not hold whole gradients to compare."""
+    if config.train.gradient_noise_draws and accelerator.distributed_type in SPLIT_WEIGHTS:
+        raise ValueError(
+            "train.gradient_noise_draws needs whole weights in each process; leave it out with FSDP2 and DeepSpeed"
+        )
 
 
 class HeldOut:
@@ -129,13 +139,14 @@ class HeldOut:
             return {}
         there = moved(self.encoded[0], self.learner.encoder.device)
         weights = [p for p in self.learner.models.denoiser.parameters() if p.requires_grad]
-        found = []
-        for draw in range(self.gradients):
-            loss = self.learner.loss((there, self.learner.noise(there, DRAWS + draw)))
-            found.append(
-                torch.cat([g.flatten().cpu() for g in torch.autograd.grad(loss, weights, materialize_grads=True)])
-            )
+        with self.learner.accelerator.no_sync(self.learner.models.denoiser):  # DDP would wait for a backward pass
+            found = [self.gradient(there, weights, DRAWS + draw) for draw in range(self.gradients)]
         return noise_scale(torch.stack(found).double())
+
+    def gradient(self, there: Encoded, weights: list[Tensor], seed: int) -> Tensor:
+        """Of a batch's loss at one draw of timesteps and noise, [weights]."""
+        loss = self.learner.loss((there, self.learner.noise(there, seed)))
+        return torch.cat([g.flatten().cpu() for g in torch.autograd.grad(loss, weights, materialize_grads=True)])
 
 
 def noise_scale(gradients: Tensor) -> Numbers:

@@ -116,7 +116,8 @@ class Learner:
             first = part.stop
             with self.accelerator.accumulate(self.models.denoiser):
                 policy = self.models.policy(noised.x_t, noised.t, encoded.conditioning)
-                again = item_errors(policy, base, noised.target, noised.weight, drift=by_drift is not None)
+                drifts = None if by_drift is None else base
+                again = item_errors(policy, drifts, noised.target, noised.weight, drift=drifts is not None)
                 loss = weighted(again.policy, by_error[part])
                 if by_drift is not None:
                     loss = loss + weighted(again.drift, by_drift[part])

@@ -23,7 +23,7 @@ from diffpref.config import Config, computed, to_dict
 from diffpref.data import check, check_data_options, load_preferences, pair_sizes, training_loader
 from diffpref.encode import Encoder, release_encoders
 from diffpref.families import family_of, load_pipeline
-from diffpref.heldout import HeldOut, Ranks, held_out_batches, held_out_rows
+from diffpref.heldout import HeldOut, Ranks, check_gradient_noise, held_out_batches, held_out_rows
 from diffpref.interrupt import Interrupt, Stopped
 from diffpref.journal import Journal
 from diffpref.learner import Learner, runs_twice
@@ -61,6 +61,7 @@ class Trainer:
         self.main, self.patience = self.accelerator.is_main_process, engines.Patience(self.accelerator)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         runs_twice(config, self.accelerator)  # raises what would else be said after the model is loaded
+        check_gradient_noise(config, self.accelerator)
         self.rows = load_preferences(config.data)
         check_data_options(self.rows.column_names, config.data)
         check_needs(config, self.rows)

@@ -13,7 +13,7 @@ from diffpref.config import Config, SampleConfig, config_hash, name_of, to_dict
 from diffpref.figures import before_after, curves
 from diffpref.report import environment, model_card, write_report
 from diffpref.sample import sample
-from diffpref.winrate import scores, win_rate
+from diffpref.winrate import WinRate, scores, win_rate
 
 
 def read_prompts(config: SampleConfig) -> list[str]:
@@ -94,6 +94,8 @@ class Verdict:
         if not self.main:
             return {}
         judged = self.judge(after)
+        if accuracy := facts.get("validation", {}).get("accuracy"):
+            print(f"held-out accuracy {WinRate(**accuracy)}")
         now = time.perf_counter()
         seconds = seconds | {"after": now - drawing, "total": now - started}
         run = {"name": self.config.name, "seed": self.config.train.seed, "objective": self.config.objective.name}

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from diffpref.batch import Structure
+from diffpref.config import ObjectiveConfig
 from diffpref.errors import item_errors
+from diffpref.objectives import total
 
 SHAPES = [(4, 4, 8, 8), (2, 3, 7, 5), (1, 16, 4, 4), (6, 33, 17)]
 
@@ -55,3 +58,20 @@ def test_gradient_of_the_advantage_is_minus_that_of_the_error():
 def test_without_a_reference_there_is_no_advantage():
     policy, _, target = tensors((2, 3, 5, 5))
     assert item_errors(policy, None, target, torch.ones(2)).advantage is None
+
+
+def test_flow_dpo_with_squared_weights_is_dpo_on_noise_errors():
+    """x_t = (1−t)·x0 + t·ε: a velocity v says ε = x_t + (1−t)·v. Errors of v times (1−t)² are those of ε, so is the
+    loss."""
+    g = torch.Generator().manual_seed(2)
+    x0, noise, v, reference = (torch.randn(4, 3, 5, 7, generator=g) for _ in range(4))
+    t = torch.tensor([0.2, 0.2, 0.9, 0.9])
+    wide = t.view(-1, 1, 1, 1)
+    x_t = (1 - wide) * x0 + wide * noise
+    in_noise = [x_t + (1 - wide) * p for p in (v, reference)]
+    batch = Structure(torch.tensor([0, 0, 1, 1]), torch.tensor([[0, 1], [2, 3]]), torch.ones(2))
+    by_velocity, _ = total(item_errors(v, reference, noise - x0, (1 - t) ** 2), batch, ObjectiveConfig(beta=3.0))
+    by_noise, _ = total(item_errors(*in_noise, noise, torch.ones(4)), batch, ObjectiveConfig(beta=3.0))
+    torch.testing.assert_close(by_velocity, by_noise, rtol=1e-5, atol=0)
+    plain, _ = total(item_errors(v, reference, noise - x0, torch.ones(4)), batch, ObjectiveConfig(beta=3.0))
+    assert abs(plain - by_noise) > 0.01, "without the weight it is another loss"

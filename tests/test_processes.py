@@ -92,6 +92,27 @@ def test_a_coupled_objective_sees_the_groups_of_all_processes(world, objective, 
     assert log(world / "runs" / name)[-1]["loss"] == pytest.approx(log(expected)[-1]["loss"], rel=1e-5)
 
 
+def test_held_out_pairs_and_gradient_noise_beside_two_processes(world, alone):
+    """Measured in the middle of training, they leave it as it was."""
+    watched = split(2)
+    watched["train"] |= {"gradient_noise_draws": 2}
+    watched |= {"data": {"validation": str(world / "pairs.parquet")}, "sample": {"validation_steps": 10}}
+    done = torchrun(2, *settings(world, "watched", **watched))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert distance(world / "runs" / "watched", alone) < 1e-6
+    noted = [line for line in log(world / "runs" / "watched") if "gradient/variance" in line]
+    assert [line["step"] for line in noted] == [10, STEPS] and all(line["gradient/variance"] > 0 for line in noted)
+    assert done.stdout.count("held-out accuracy") == 0, "one prompt has no interval"
+
+
+def test_gradient_noise_is_refused_where_weights_are_sharded(world):
+    noisy = split(2) | {"data": {"validation": str(world / "pairs.parquet")}}
+    noisy["train"] |= {"gradient_noise_draws": 2}
+    done = torchrun(2, *settings(world, "noisy", **noisy), **FSDP2)
+    assert done.returncode != 0
+    assert "train.gradient_noise_draws needs whole weights in each process" in done.stderr
+
+
 def test_a_fault_of_one_process_ends_all(world):
     lost = settings(world, "lost", data={"path": "nowhere.parquet"})
     done = torchrun(2, *lost)

@@ -5,11 +5,13 @@ from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
+from diffpref.emoji_world.preferences import LIST
+from diffpref.emoji_world.votes import VOTERS
 from equal_terms import plan, plots, rows, summary
 from equal_terms.cell import prompts_of
 from equal_terms.plan import CONTENDERS, LABELLED, NOISE, NOISY, STRATEGIES
 from equal_terms.summary import Summary
-from equal_terms.votes import KEPT_OUT, LIST, VOTERS
+from equal_terms.votes import KEPT_OUT
 from equal_terms.work import Job
 
 MISSING = "–"

@@ -4,73 +4,30 @@ All views are of the same votes on the same pictures, and show them equally ofte
 likes. Concepts whose pictures choose the settings and measure ranking are in no list.
 """
 
-import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image
 
-from diffpref.emoji_world.preferences import rank
-from diffpref.emoji_world.users import TRAIN, User, attributes, majority, population, utility
+from diffpref.emoji_world.preferences import LIST
+from diffpref.emoji_world.users import User, majority, utility
+from diffpref.emoji_world.votes import ballots, groups, pictures, seen, voters
 
-PREFERENCES = Path(__file__).parents[2] / "diffpref" / "emoji_world" / "data" / "preferences"
-LIST, VOTERS, KEPT_OUT = 4, 5, 24  # pictures in a list, users that vote on it, concepts that no list shows
+KEPT_OUT = 24  # concepts that no list shows
 NOISE = (0, 10, 20, 30, 40)  # per cent of the pairs whose label is turned round
 SEED = 4
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def pictures() -> dict[str, list[bytes]]:
-    """Every picture of the shipped preferences once, by prompt, in an order that does not depend on the files'."""
-    found: dict[str, dict[str, bytes]] = {}
-    for row in pq.read_table(PREFERENCES / "pairs.parquet", columns=["prompt", "chosen", "rejected"]).to_pylist():
-        add(found, row["prompt"], [row["chosen"], row["rejected"]])
-    for row in pq.read_table(PREFERENCES / "lists.parquet", columns=["prompt", "images"]).to_pylist():
-        add(found, row["prompt"], row["images"])
-    return {prompt: [png for _, png in sorted(found[prompt].items())] for prompt in sorted(found)}
-
-
-def add(found: dict[str, dict[str, bytes]], prompt: str, images: list[dict]) -> None:
-    """Put pictures under their digest, so that none is there twice."""
-    of = found.setdefault(prompt, {})
-    of |= {hashlib.sha256(image["bytes"]).hexdigest(): image["bytes"] for image in images}
+# --- the lists --------------------------------------------------------------------------------------------------------
 
 
 def split(prompts: list[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """(to train on, kept out for validation)"""
     order = rng.permutation(prompts).tolist()
     return sorted(order[KEPT_OUT:]), sorted(order[:KEPT_OUT])
-
-
-def groups(of: dict[str, list[bytes]], prompts: list[str], k: int, rng: np.random.Generator) -> list[tuple[str, list]]:
-    """Groups of k pictures of one prompt, in random order; no picture is in two."""
-    made = []
-    for prompt in prompts:
-        order = rng.permutation(len(of[prompt]))
-        made += [(prompt, [of[prompt][i] for i in order[s : s + k]]) for s in range(0, len(order) - k + 1, k)]
-    return [made[i] for i in rng.permutation(len(made))]
-
-
-def seen(images: list[bytes]) -> np.ndarray:
-    """PNG files -> the attributes that users look at [N,K]."""
-    return attributes([Image.open(io.BytesIO(png)) for png in images])
-
-
-# --- votes -----------------------------------------------------------------------------------------------------------
-
-
-def ballots(users: list[User], attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each user's order of the k pictures, with their noise, as the number that each one beats: [users,k]."""
-    orders = [rank(user, utility(user, attributes), rng) for user in users]  # best first
-    return len(attributes) - 1 - np.argsort(orders, axis=1)
 
 
 def wins(ballots: np.ndarray) -> np.ndarray:
@@ -101,14 +58,9 @@ def voted_lists() -> tuple[list[Voted], list[dict], list[str]]:
     trained, kept_out = split(list(of), rng)
     made = groups(of, trained, LIST, rng)
     look = seen([png for _, images in made for png in images]).reshape(len(made), LIST, -1)
-    lists = [vote(prompt, images, *args) for (prompt, images), args in zip(made, voters(look, rng), strict=True)]
+    users = [voters(rng) for _ in made]  # all first: the votes draw from the same generator
+    lists = [vote(*group, *cast, rng) for group, *cast in zip(made, users, look, strict=True)]
     return lists, true_pairs(groups(of, kept_out, 2, rng)), kept_out
-
-
-def voters(look: np.ndarray, rng: np.random.Generator) -> list[tuple[list[User], np.ndarray, np.random.Generator]]:
-    """Five different training users for each list."""
-    users = population()[:TRAIN]
-    return [([users[i] for i in rng.choice(TRAIN, VOTERS, replace=False)], a, rng) for a in look]
 
 
 def vote(prompt: str, images: list[bytes], users: list[User], look: np.ndarray, rng: np.random.Generator) -> Voted:
