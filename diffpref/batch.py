@@ -18,7 +18,9 @@ class Structure:
     group.
     scores [N]: higher is better.  labels [N]: +1 liked, -1 not.  probability [P]: that the chosen one is preferred.
     prompt [N]: equal numbers where prompts are equal.  features [N,D]: a unit vector for each prompt, near for prompts
-    that are alike.  None where the data do not say, or the objective does not ask.
+    that are alike.  user [N]: equal numbers for items of one user.  aspects [P,A]: by aspect, +1 where the chosen one is
+    better, -1 where the rejected one is, 0 for a tie, NaN where nobody said.  None where the data do not say, or nobody
+    asks.
     """
 
     group: Tensor
@@ -29,6 +31,8 @@ class Structure:
     probability: Tensor | None = None
     prompt: Tensor | None = None
     features: Tensor | None = None
+    user: Tensor | None = None
+    aspects: Tensor | None = None
 
     @property
     def chosen(self) -> Tensor:

@@ -94,7 +94,7 @@ def test_mistakes_on_the_command_line(tmp_path, override, message):
 
 
 def test_required_keys_are_named():
-    with pytest.raises(ValueError, match="required: name, model.pretrained_model_name_or_path, data.path"):
+    with pytest.raises(ValueError, match="required: name, data.path, model.pretrained_model_name_or_path"):
         load_config([])
 
 

@@ -5,10 +5,10 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from diffpref.config.sections import Config
+from diffpref.config.sections import RunConfig
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as plain JSON values."""
     return json.loads(json.dumps(asdict(config), default=name_of))
 
@@ -51,19 +51,19 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def computed(config: Config) -> dict[str, Any]:
+def computed(config: RunConfig) -> dict[str, Any]:
     """The keys, dotted, that say what a run computes."""
     incidental = tuple(key + "." for key in INCIDENTAL)
     return {k: v for k, v in flatten(to_dict(config)).items() if not (k + ".").startswith(incidental)}
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: RunConfig) -> str:
     """Identifies what a run computes: every key but its name and folder."""
     content = {k: v for k, v in to_dict(config).items() if k not in ("name", "output_dir", "overwrite")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def differing(config: Config, stored: dict[str, Any]) -> list[str]:
+def differing(config: RunConfig, stored: dict[str, Any]) -> list[str]:
     """What a checkpoint's `computed` keys say otherwise than this configuration, one line each.
 
     A constant learning rate does not depend on the number of steps, so such a run may be made longer.

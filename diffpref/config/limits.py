@@ -3,20 +3,18 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from diffpref.config.sections import Config
+from diffpref.config.sections import Config, RunConfig
 
 # Impossible values: (what must hold, in words, test). The error names key, value and the words.
 POSITIVE = ("must be positive", lambda x: x > 0)
 NOT_NEGATIVE = ("must not be negative", lambda x: x >= 0)
 SHARE = ("must lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = ("must lie in [0, 1)", lambda x: 0 <= x < 1)
-LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+Limits = dict[str, tuple[str, Callable[[Any], bool]]]
+RUN_LIMITS: Limits = {
     "name": ("must name a folder, not a path", lambda x: bool(re.fullmatch(r"[\w.\-]*\w[\w.\-]*", x))),
-    "lora.rank": POSITIVE,
-    "lora.alpha": POSITIVE,
-    "lora.dropout": BELOW_ONE,
     "data.resolution": POSITIVE,
     "data.caption_dropout": SHARE,
     "data.max_pairs": POSITIVE,
@@ -26,10 +24,31 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.shuffle_buffer": POSITIVE,
     "data.min_margin": NOT_NEGATIVE,
     "data.max_margin": POSITIVE,
-    "cache.max_gb": POSITIVE,
-    "cache.crops": POSITIVE,
     "data.validation_groups": POSITIVE,
     "data.validation_draws": POSITIVE,
+    "train.seed": NOT_NEGATIVE,
+    "train.max_train_steps": POSITIVE,
+    "train.train_batch_size": POSITIVE,
+    "train.gradient_accumulation_steps": POSITIVE,
+    "train.learning_rate": POSITIVE,
+    "train.lr_warmup_steps": NOT_NEGATIVE,
+    "train.adam_beta1": BELOW_ONE,
+    "train.adam_beta2": BELOW_ONE,
+    "train.adam_weight_decay": NOT_NEGATIVE,
+    "train.adam_epsilon": POSITIVE,
+    "train.max_grad_norm": POSITIVE,
+    "train.skip_grad_norm": ("must be greater than 1", lambda x: x > 1),
+    "train.ema_decay": BELOW_ONE,
+    "train.checkpointing_steps": NOT_NEGATIVE,
+    "train.checkpoints_total_limit": POSITIVE,
+    "train.logging_steps": POSITIVE,
+}
+LIMITS: Limits = RUN_LIMITS | {
+    "lora.rank": POSITIVE,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "cache.max_gb": POSITIVE,
+    "cache.crops": POSITIVE,
     "noise.logit_std": POSITIVE,
     "noise.timestep_range": ("must be lowest and highest in [0, 1]", lambda x: 0 <= x[0] < x[1] <= 1),
     "noise.timestep_list": ("must be timesteps from 0 to 999", lambda x: x and all(0 <= t < 1000 for t in x)),
@@ -51,26 +70,10 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "objective.sft_weight": NOT_NEGATIVE,
     "objective.drift_weight": NOT_NEGATIVE,
     "objective.safeguard": SHARE,
-    "train.seed": NOT_NEGATIVE,
     "sample.seed": NOT_NEGATIVE,
-    "train.max_train_steps": POSITIVE,
-    "train.train_batch_size": POSITIVE,
-    "train.gradient_accumulation_steps": POSITIVE,
     "train.gradient_cache": POSITIVE,
     "train.gradient_noise_draws": ("must be 0 or at least 2", lambda x: x == 0 or x > 1),
-    "train.learning_rate": POSITIVE,
-    "train.lr_warmup_steps": NOT_NEGATIVE,
-    "train.adam_beta1": BELOW_ONE,
-    "train.adam_beta2": BELOW_ONE,
-    "train.adam_weight_decay": NOT_NEGATIVE,
-    "train.adam_epsilon": POSITIVE,
-    "train.max_grad_norm": POSITIVE,
-    "train.skip_grad_norm": ("must be greater than 1", lambda x: x > 1),
-    "train.ema_decay": BELOW_ONE,
-    "train.checkpointing_steps": NOT_NEGATIVE,
-    "train.checkpoints_total_limit": POSITIVE,
     "train.drift_alarm": POSITIVE,
-    "train.logging_steps": POSITIVE,
     "sample.validation_steps": NOT_NEGATIVE,
     "sample.validation_prompts": POSITIVE,
     "sample.images_per_prompt": POSITIVE,
@@ -79,9 +82,15 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "judge.confidence": ("must lie in (0, 1)", lambda x: 0 < x < 1),
 }
 
-
 # Contradictions: (test, the message when it holds).
-CONTRADICTIONS: list[tuple[Callable[[Config], bool], str]] = [
+Contradictions = list[tuple[Callable[[Any], bool], str]]
+RUN_CONTRADICTIONS: Contradictions = [
+    (
+        lambda c: (c.data.min_margin or 0.0) > (math.inf if c.data.max_margin is None else c.data.max_margin),
+        "data.min_margin is larger than data.max_margin: no pair can pass",
+    ),
+]
+CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
     (
         lambda c: c.model.dtype == "float16" and c.train.mixed_precision != "fp16",
         "model.dtype float16 needs train.mixed_precision fp16: its scaler saves small gradients",
@@ -118,22 +127,26 @@ CONTRADICTIONS: list[tuple[Callable[[Config], bool], str]] = [
         lambda c: c.data.streaming and c.data.buckets is not None,
         "data.buckets needs the sizes of all pictures before training, which data.streaming does not have",
     ),
-    (
-        lambda c: (c.data.min_margin or 0.0) > (math.inf if c.data.max_margin is None else c.data.max_margin),
-        "data.min_margin is larger than data.max_margin: no pair can pass",
-    ),
 ]
 
 
-def validate(config: Config) -> Config:
+Run = TypeVar("Run", bound=RunConfig)
+
+
+def check(config: Run, limits: Limits, contradictions: Contradictions) -> Run:
     """Raise ValueError for values no run can have; returns the configuration."""
-    for key, (words, holds) in LIMITS.items():
+    for key, (words, holds) in limits.items():
         value = config
         for part in key.split("."):
             value = getattr(value, part)
         if value is not None and not holds(value):
             raise ValueError(f"{key} {words}, got {value!r}")
-    for contradicts, message in CONTRADICTIONS:
+    for contradicts, message in contradictions:
         if contradicts(config):
             raise ValueError(message)
     return config
+
+
+def validate(config: Config) -> Config:
+    """`check`, for a run that tunes a diffusion model."""
+    return check(config, LIMITS, CONTRADICTIONS)

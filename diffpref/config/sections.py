@@ -141,8 +141,8 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The loop.
+class LoopConfig:
+    """The loop, whatever is trained.
 
     Args:
         max_train_steps: Optimiser steps.
@@ -160,21 +160,15 @@ class TrainConfig:
         max_grad_norm: Gradients are clipped to this norm.
         skip_grad_norm: Leave out an optimiser step whose gradient norm is more than so many times the running
             average, or not finite. Costs a wait for the GPU at every step.
-        ema_decay: Average the trainable weights at this decay; the result and its pictures are then the average.
-        mixed_precision: Compute precision of the denoiser under autocast.
+        ema_decay: Average the trainable weights at this decay; the result is then the average.
+        mixed_precision: Compute precision under autocast.
         gradient_checkpointing: Recompute activations: less memory, more time.
-        gradient_cache: Items that hold activations at once. Errors of the whole batch are computed first without
-            graph, then each item is run again with its coefficient: one more forward pass, the memory of so few items.
-        gradient_noise_draws: Draws of timesteps and noise from which the variance of a batch's gradient is estimated
-            whenever held-out preferences are measured; 0 for none.
-        seed: Of the adapter's start, the order of the data, timesteps and noise.
+        seed: Of what trains, the order of the data, and all that is drawn.
         checkpointing_steps: Steps between checkpoints; 0 for none.
         checkpoints_total_limit: Keep only so many of the newest; all when not given.
         resume_from_checkpoint: latest, or a checkpoint folder of this run.
         logging_steps: Steps between lines in metrics.jsonl.
         report_to: accelerate trackers, such as tensorboard or wandb.
-        drift_alarm: Standard errors by which the winners' drift must exceed zero before the alarm speaks.
-        on_drift: At the alarm, say so and go on, or stop early and conclude.
     """
 
     max_train_steps: int = 1000
@@ -193,14 +187,29 @@ class TrainConfig:
     ema_decay: float | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
-    gradient_cache: int | None = None
-    gradient_noise_draws: int = 0
     seed: int = 0
     checkpointing_steps: int = 500
     checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = None
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """The loop, of a diffusion model.
+
+    Args:
+        gradient_cache: Items that hold activations at once. Errors of the whole batch are computed first without
+            graph, then each item is run again with its coefficient: one more forward pass, the memory of so few items.
+        gradient_noise_draws: Draws of timesteps and noise from which the variance of a batch's gradient is estimated
+            whenever held-out preferences are measured; 0 for none.
+        drift_alarm: Standard errors by which the winners' drift must exceed zero before the alarm speaks.
+        on_drift: At the alarm, say so and go on, or stop early and conclude.
+    """
+
+    gradient_cache: int | None = None
+    gradient_noise_draws: int = 0
     drift_alarm: float = 4.0
     on_drift: Literal["warn", "stop"] = "warn"
 
@@ -246,17 +255,37 @@ class JudgeConfig:
     confidence: float = 0.95
 
 
-@dataclass(frozen=True)
-class Config:
-    """A run.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run, whatever is trained.
 
     Args:
         name: Of the run; it lives in output_dir/name.
         output_dir: Folder of the runs.
         overwrite: Start afresh where a run of this name is already; otherwise that is an error.
+        data: The preferences.
+        train: The loop.
+    """
+
+    name: str
+    output_dir: Path = Path("runs")
+    overwrite: bool = False
+    data: DataConfig
+    train: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run goes."""
+        return self.output_dir / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """A run that tunes a diffusion model.
+
+    Args:
         model: The base pipeline.
         lora: The adapter.
-        data: The preferences.
         cache: Encoded pictures and prompts on disk.
         noise: Timesteps and noise.
         objective: The loss.
@@ -266,11 +295,7 @@ class Config:
         judge: The verdict.
     """
 
-    name: str
     model: ModelConfig
-    data: DataConfig
-    output_dir: Path = Path("runs")
-    overwrite: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     cache: CacheConfig = field(default_factory=CacheConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -279,8 +304,3 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-
-    @property
-    def run_dir(self) -> Path:
-        """Where everything of this run goes."""
-        return self.output_dir / self.name

@@ -101,10 +101,10 @@ def drawings(art: Artwork, concepts: list[str]) -> tuple[list[str], list[Image.I
     return [art.caption(i, styled=False) for i in picked], [Image.fromarray(p) for p in pixels]
 
 
-def make_pool(args: argparse.Namespace) -> Pool:
-    """Sampled pictures and drawings of the preference-training concepts."""
+def make_pool(args: argparse.Namespace, held_out: bool = False) -> Pool:
+    """Sampled pictures and drawings of the preference-training concepts, or of those held out from all preferences."""
     art = load_artwork()
-    concepts, _ = split_concepts(art.concepts)
+    concepts = split_concepts(art.concepts)[held_out]
     if args.images < LIST * len(concepts):
         raise ValueError(f"--images must be at least {LIST * len(concepts)}: {LIST} for each of the concepts")
     pictures = [i for shard in sample_shards(args, concepts) for i in shard][: args.images]
@@ -197,27 +197,30 @@ configs:
 - {{config_name: pairs, data_files: pairs.parquet, default: true}}
 - {{config_name: lists, data_files: lists.parquet}}
 - {{config_name: unseen_users, data_files: unseen_users.parquet}}
+- {{config_name: held_out, data_files: held_out.parquet}}
 - {{config_name: votes, data_files: votes.parquet}}
 ---
 # Preferences of the emoji world's simulated users
 
 Made by `python -m diffpref.emoji_world.preferences`; no person was asked. Prompts are the bare names of {concepts}
-concepts; the other concepts of the world never appear. {images} pictures were sampled from the world's pipeline
-({steps} steps, guidance {guidance}, seed {seed}); the others are its artwork (the world's README.md names licences
-and authors).
+concepts; the other concepts of the world appear in held_out.parquet alone. {images} pictures were sampled from the
+world's pipeline ({steps} steps, guidance {guidance}, seed {seed}); the others are its artwork (the world's README.md
+names licences and authors).
 
 | file | rows | users |
 |---|---|---|
 | pairs.parquet | {pairs} choices between two pictures | 200 to train on |
 | lists.parquet | {lists} rankings of four | the same |
 | unseen_users.parquet | {unseen} choices between two | 56 others |
+| held_out.parquet | 2016 choices, of the other concepts (`python -m diffpref.emoji_world.held_out`) | the 56 others |
 | votes.parquet | 320 lists of four, five votes each (`python -m diffpref.emoji_world.votes`) | 200 to train on |
 
 - `prompt`; `chosen`, `rejected`, or `images` and their `ranks` (1 is the best)
 - `voter_0` … `voter_4`: of each picture, the share of the others that this voter put below it
 - `user_id`: an entry of users.json; `group_id`: one choice; `source`: "samples", "artwork" or "mixed"
 - `truth_*`: **the answers, for evaluation only.** The user's true utilities, the probability of the choice as it fell,
-  and the majority's utilities. No training configuration reads them.
+  and the majority's utilities; in held_out.parquet also `truth_population`, the probability for one who knows the
+  population but not the user. No training configuration reads them.
 """
 
 

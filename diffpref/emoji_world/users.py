@@ -114,15 +114,15 @@ class User:
     flip: float
 
 
-def make_population(seed: int) -> list[User]:
+def make_population(seed: int, train: int = TRAIN, unseen: int = UNSEEN) -> list[User]:
     """weights = majority + individual deviation; log temperature ~ N(0, 0.25)."""
     rng = np.random.default_rng(seed)
     spread = np.array([STYLE_SPREAD] * len(STYLES) + [PIXEL_SPREAD] * len(PIXEL_TERMS))
     centre = np.array([MAJORITY[k] for k in ATTRIBUTES])
-    weights = centre + spread * rng.standard_normal((TRAIN + UNSEEN, len(ATTRIBUTES)))
-    temperatures = np.exp(0.25 * rng.standard_normal(TRAIN + UNSEEN))
+    weights = centre + spread * rng.standard_normal((train + unseen, len(ATTRIBUTES)))
+    temperatures = np.exp(0.25 * rng.standard_normal(train + unseen))
     return [
-        User(i, "train" if i < TRAIN else "unseen", tuple(w.round(3).tolist()), round(t, 3), FLIP)
+        User(i, "train" if i < train else "unseen", tuple(w.round(3).tolist()), round(t, 3), FLIP)
         for i, (w, t) in enumerate(zip(weights, temperatures.tolist(), strict=True))
     ]
 

@@ -1,0 +1,1 @@
+"""The CLIP preference scorer: which of these pictures is better?"""
