@@ -88,7 +88,12 @@ def seconds_a_batch(
 
 def one_step(trainer: Trainer) -> Callable[[PreferenceBatch], None]:
     """A batch -> an optimiser step."""
-    return lambda batch: trainer.optimize([batch])
+
+    def step(batch: PreferenceBatch) -> None:
+        trainer.learner.learn([batch], trainer.loop.journal)
+        trainer.loop.step()
+
+    return step
 
 
 def build_and_open(trainer: Trainer, folder: Path) -> tuple[float, float]:

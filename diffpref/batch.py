@@ -18,9 +18,9 @@ class Structure:
     group.
     scores [N]: higher is better.  labels [N]: +1 liked, -1 not.  probability [P]: that the chosen one is preferred.
     prompt [N]: equal numbers where prompts are equal.  features [N,D]: a unit vector for each prompt, near for prompts
-    that are alike.  user [N]: equal numbers for items of one user.  aspects [P,A]: by aspect, +1 where the chosen one is
-    better, -1 where the rejected one is, 0 for a tie, NaN where nobody said.  None where the data do not say, or nobody
-    asks.
+    that are alike.  user [N]: equal numbers for items of one user.  aspects [P,A]: by aspect, +1 where the chosen one
+    is better, -1 where the rejected one is, 0 for a tie, NaN where nobody said.  None where the data do not say, or
+    nobody asks.
     """
 
     group: Tensor

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diffpref.config import Config
+from diffpref.config import RunConfig
 
 LONG = timedelta(days=7)  # nothing here takes a week; NCCL's own ten minutes would end a run while rank 0 draws
 
 
-def make_accelerator(config: Config) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """accelerate's engine, as its launcher or torchrun set it up, for this run."""
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else, without a GPU, torchrun's processes would not find each other
@@ -39,7 +39,7 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def tell_deepspeed(accelerator: Accelerator, config: Config) -> None:
+def tell_deepspeed(accelerator: Accelerator, config: RunConfig) -> None:
     """DeepSpeed clips and steps by itself and wants to know the batch, which accelerate reads off a loader that it
     prepares; ours it does not. Raises ValueError for what cannot be had with it."""
     if config.train.skip_grad_norm is not None:

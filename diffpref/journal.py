@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from diffpref.config import Config
+from diffpref.config import RunConfig
 from diffpref.metrics import Window, append_line
 from diffpref.stability import DriftAlarm, Moments
 
@@ -26,12 +26,18 @@ NAMED_FAULTS = 5  # so many are said; all are written and counted
 
 class Journal:
     """Numbers are collected on the device at every step; `close` averages them over all processes, writes the line and
-    looks whether the run may go on. Every process must call `close`, at the same steps."""
+    looks whether the run may go on. Every process must call `close`, at the same steps.
 
-    def __init__(self, config: Config, accelerator: Accelerator):
+    Args:
+        config: The run.
+        accelerator: accelerate's engine.
+        alarm: Looks at every window; none for what cannot drift.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, alarm: DriftAlarm | None = None):
         self.config, self.accelerator = config, accelerator
         self.folder, self.main = config.run_dir, accelerator.is_main_process
-        self.window, self.alarm = Window(), DriftAlarm(config.train.drift_alarm)
+        self.window, self.alarm = Window(), alarm
         self.faults, self.named, self.stopped_by_drift = 0, 0, False
         self.spent, self.started, self.bar = 0.0, time.perf_counter(), tqdm(disable=True)
 
@@ -94,16 +100,18 @@ class Journal:
 
     def watch(self, step: int, window: dict[str, Moments]) -> None:
         """Say what the alarm says; it may end the run."""
-        warning = self.alarm.update(step, window)
+        warning = self.alarm.update(step, window) if self.alarm else None
         if warning and self.main:
             self.bar.write(warning)
-        self.stopped_by_drift = bool(warning) and self.config.train.on_drift == "stop"
+        self.stopped_by_drift = bool(warning) and self.alarm.stops
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON values."""
-        return {"alarm": self.alarm.state_dict(), "faults": self.faults, "seconds": self.seconds()}
+        alarm = self.alarm.state_dict() if self.alarm else None
+        return {"alarm": alarm, "faults": self.faults, "seconds": self.seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.alarm.load_state_dict(state["alarm"])
+        if self.alarm:
+            self.alarm.load_state_dict(state["alarm"])
         self.faults, self.spent = state["faults"], state["seconds"]

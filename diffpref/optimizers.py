@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from diffpref.config import TrainConfig
+from diffpref.config import LoopConfig
 
 
 def adamw(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
@@ -29,7 +29,7 @@ def adamw_8bit(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], config: LoopConfig) -> Optimizer:
     """The optimiser of train.optimizer over these parameters."""
     return OPTIMIZERS[config.optimizer](
         parameters,

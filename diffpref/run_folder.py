@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from diffpref import checkpoint
-from diffpref.config import Config, differing, to_dict
+from diffpref.config import RunConfig, differing, to_dict
 from diffpref.metrics import truncate_lines
 
 
-def checkpoint_to_resume(config: Config) -> Path | None:
+def checkpoint_to_resume(config: RunConfig) -> Path | None:
     """The checkpoint to go on from. Raises ValueError for one that cannot be, or where a run would be buried."""
     run_dir, which = config.run_dir, config.train.resume_from_checkpoint
     folder = checkpoint.find_checkpoint(run_dir, which) if which else None
@@ -31,7 +31,7 @@ def holds_a_run(run_dir: Path) -> bool:
     return any(run_dir.glob("checkpoint-*")) or (run_dir / "report.json").exists()
 
 
-def refuse_to_bury(config: Config) -> None:
+def refuse_to_bury(config: RunConfig) -> None:
     """Raise ValueError where a run begins that would overwrite another one."""
     latest = config.train.resume_from_checkpoint is not None
     if not holds_a_run(config.run_dir) or (config.overwrite and not latest):
@@ -43,7 +43,7 @@ def refuse_to_bury(config: Config) -> None:
     )
 
 
-def refuse_another_run(folder: Path, state: dict[str, Any], config: Config) -> None:
+def refuse_another_run(folder: Path, state: dict[str, Any], config: RunConfig) -> None:
     """Raise ValueError, naming the keys, where going on would be another run than the one that was begun."""
     if state["step"] > config.train.max_train_steps:
         raise ValueError(f"{folder} is past train.max_train_steps {config.train.max_train_steps}")
@@ -62,7 +62,7 @@ class RunFolder:
     Raises ValueError when another process has it open.
     """
 
-    def __init__(self, config: Config, resume: Path | None):
+    def __init__(self, config: RunConfig, resume: Path | None):
         self.path, self.config = config.run_dir, config
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock: int | None = os.open(self.path, os.O_RDONLY)

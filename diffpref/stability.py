@@ -101,11 +101,12 @@ class DriftAlarm:
     """Watches for the known failure of margin losses: the margin grows while the winners' own error rises.
 
     Speaks when, over the last `memory` windows together, the winners' drift e_θ − e_ref lies `threshold` standard
-    errors above zero and the mean margin is positive; then again only after the drift has come down.
+    errors above zero and the mean margin is positive; then again only after the drift has come down. `stops`: whether
+    the run is to end then.
     """
 
-    def __init__(self, threshold: float, memory: int = 5):
-        self.threshold, self.memory = threshold, memory
+    def __init__(self, threshold: float, stops: bool = False, memory: int = 5):
+        self.threshold, self.stops, self.memory = threshold, stops, memory
         self.windows: list[list[float]] = []  # drift, its standard error, margin
         self.raised = False
         self.steps: list[int] = []

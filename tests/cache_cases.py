@@ -40,7 +40,8 @@ def settings(folder: Path, **changes) -> Config:
     data = {"num_workers": 0, **{k: v for k, v in changes.items() if hasattr(DataConfig, k)}}
     cache = {"latents": True, "text": True, **{k: v for k, v in changes.items() if hasattr(CacheConfig, k)}}
     assert changes.keys() <= data.keys() | cache.keys()
-    return Config("t", ModelConfig("base"), DataConfig("pairs", **data), folder, cache=CacheConfig(**cache))
+    base, pairs = ModelConfig("base"), DataConfig("pairs", **data)
+    return Config(name="t", model=base, data=pairs, output_dir=folder, cache=CacheConfig(**cache))
 
 
 def opened(folder: Path, pipe, rows: Dataset, sizes=None, team: dict | None = None, **changes) -> DiskCache:

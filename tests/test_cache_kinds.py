@@ -27,7 +27,7 @@ def settings(path: str | Path, **changes) -> Config:
     data = DataConfig(path=str(path), **{"num_workers": 0} | changes)
     train = TrainConfig(max_train_steps=3, train_batch_size=3)
     cache = CacheConfig(latents=True, text=True, folder=Path(path).parent / "cache", crops=2)
-    return Config("a", ModelConfig(""), data, cache=cache, train=train)
+    return Config(name="a", model=ModelConfig(""), data=data, cache=cache, train=train)
 
 
 def opened(config: Config, pipe) -> tuple[Dataset, DiskCache]:

@@ -21,13 +21,13 @@ def gradients(world, name: str, base: str = "sd", **sections) -> tuple[torch.Ten
     sections["train"] = {"max_train_steps": 2, "learning_rate": 1e-2} | sections["train"]
     trainer = Trainer(load_config(settings(world, name, base, **sections, overwrite=True)))
     stepped = []
-    step = trainer.step
+    step = trainer.loop.step
 
     def look() -> None:
         stepped.append(torch.cat([p.grad.flatten().clone() for p in trainer.denoiser.parameters() if p.requires_grad]))
         step()
 
-    trainer.step = look
+    trainer.loop.step = look
     trainer.run()
     return stepped[-1], log(trainer.config.run_dir)[-1]["loss"]
 

@@ -27,7 +27,8 @@ GIVES = {  # by hand, from the README's table
 
 
 def config(objective: ObjectiveConfig, **sections) -> Config:
-    return replace(Config("run", ModelConfig("nowhere"), DataConfig("set.parquet"), objective=objective), **sections)
+    model, data = ModelConfig("nowhere"), DataConfig("set.parquet")
+    return replace(Config(name="run", model=model, data=data, objective=objective), **sections)
 
 
 def settings(name: str, **options) -> ObjectiveConfig:

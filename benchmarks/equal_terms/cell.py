@@ -128,7 +128,7 @@ def run(trainer: Trainer, cell: Cell) -> dict[str, Any]:
     """The loop itself -> costs per 1000 pairs, and the log's last line."""
     passes, wall, cpu = Passes(), time.perf_counter(), time.process_time()
     with passes.counted(trainer.denoiser):
-        trainer.loop(0, None, None)
+        trainer.learn(0, None, None)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     lines = [json.loads(line) for line in (trainer.config.run_dir / "metrics.jsonl").read_text().splitlines()]
     return {
