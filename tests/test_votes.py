@@ -14,7 +14,7 @@ from preference_files import encoded, picture, value
 from diffpref.config import DataConfig
 from diffpref.data import check, fields, load_preferences
 from diffpref.data.streaming import RowStream
-from diffpref.data.votes import list_votes, shares
+from diffpref.data.votes import fractions, list_votes, shares
 
 SCORERS = ["clip", "aesthetic", "pick"]
 
@@ -76,6 +76,13 @@ def test_vote_fractions_of_a_list(tmp_path, streaming):
     wins = [[0, 1, 1.5 / 3], [0, 0, 1 / 3], [1.5 / 3, 2 / 3, 0]]
     assert [pytest.approx(line) for line in wins] == row["wins"]
     assert row["scores"] == pytest.approx([1.5 / 2, (1 / 3) / 2, (1.5 / 3 + 2 / 3) / 2])
+
+
+def test_equal_counts_are_equal_scores():
+    """0.2 + 0.4 + 0.6 is not 0.6 + 0.6 in floating point; six votes of fifteen are six."""
+    line = [[0, 0.2, 0.4, 0.6], [0.8, 0, 0.4, 0.0], [0.6, 0.6, 0, 0.0], [0.4, 1.0, 1.0, 0]]
+    assert sum(line[0]) != sum(line[2])
+    assert fractions(line, 5) == [6 / 15, 6 / 15, 6 / 15, 12 / 15]
 
 
 @pytest.mark.parametrize(("seed", "pictures", "scorers"), [(0, 2, 1), (1, 5, 3), (2, 7, 4)])

@@ -36,13 +36,20 @@ def share(scores: list[list[float]], i: int, j: int) -> float:
 
 
 # RankDPO (2410.18013): φ_i = C_i / (n (k - 1)), where C_i counts the comparisons that i wins, over scorers and others.
+def fractions(wins: list[list[float]], voters: int) -> list[float]:
+    """w [k][k] of n voters -> φ in [0, 1], [k]. Votes are counted in halves, which are whole: summed as shares, equal
+    counts would differ in the last digit, and two pictures that tie would be a pair."""
+    halves = [round(2 * voters * sum(line)) for line in wins]
+    return [count / (2 * voters * max(len(wins) - 1, 1)) for count in halves]
+
+
 def list_votes(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
     """Lists: φ in [0, 1] as scores [k], and who beats whom as wins [k][k]; both None where a vote is broken."""
     scores = scores_of(row, config)
     if scores is None:
         return {"scores": None, "wins": None}
     wins = shares(scores)
-    return {"scores": [sum(line) / max(len(line) - 1, 1) for line in wins], "wins": wins}
+    return {"scores": fractions(wins, len(scores)), "wins": wins}
 
 
 def pair_votes(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
