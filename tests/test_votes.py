@@ -79,10 +79,10 @@ def test_vote_fractions_of_a_list(tmp_path, streaming):
 
 
 def test_equal_counts_are_equal_scores():
-    """0.2 + 0.4 + 0.6 is not 0.6 + 0.6 in floating point; six votes of fifteen are six."""
-    line = [[0, 0.2, 0.4, 0.6], [0.8, 0, 0.4, 0.0], [0.6, 0.6, 0, 0.0], [0.4, 1.0, 1.0, 0]]
-    assert sum(line[0]) != sum(line[2])
-    assert fractions(line, 5) == [6 / 15, 6 / 15, 6 / 15, 12 / 15]
+    """0.8 + 0.4 is not 0.2 + 1 in floating point; six votes of fifteen are six."""
+    line = [[0, 0.2, 0, 1.0], [0.8, 0, 0, 0.4], [1.0, 1.0, 0, 0.2], [0, 0.6, 0.8, 0]]
+    assert sum(line[0]) != sum(line[1])
+    assert fractions(line, 5) == [6 / 15, 6 / 15, 11 / 15, 7 / 15]
 
 
 @pytest.mark.parametrize(("seed", "pictures", "scorers"), [(0, 2, 1), (1, 5, 3), (2, 7, 4)])
