@@ -5,6 +5,7 @@ A aspects, V width of a vector.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,11 @@ class Head(nn.Module):
     """A head of unit vectors image [N,D] and text [N,D], and of user [N], the number of each item's user in the head's
     own table, -1 for one it does not know (the population).
 
-    `settings` are the keyword arguments that make it again, as JSON values; `HEADS` has the classes by name.
+    `settings` are the keyword arguments that make it again, as JSON values; `HEADS` has the classes by name.  `gives`:
+    fields of Judged that losses may read; scores only where their differences are the logits.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({"scores"})
     settings: dict
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
