@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffpref.cache.store import SHARD
-from diffpref.config import CacheConfig
+from diffpref.config import StoreConfig
 
 GB = 10**9
 
@@ -73,7 +73,7 @@ def clear(folder: Path, excess: int, keep: set[Path]) -> None:
             path.unlink()
 
 
-def make_room(folder: Path, lock: Lock, needed: int, keep: set[Path], config: CacheConfig) -> None:
+def make_room(folder: Path, lock: Lock, needed: int, keep: set[Path], config: StoreConfig) -> None:
     """See to it that `needed` more bytes fit under cache.max_gb and on the disk; only what no run uses is removed.
 
     Raises ValueError, with what could be changed, when they do not fit.

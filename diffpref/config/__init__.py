@@ -14,6 +14,7 @@ from diffpref.config.sections import (
     ModelConfig,
     RunConfig,
     SampleConfig,
+    StoreConfig,
     TrainConfig,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "ReferenceConfig",
     "RunConfig",
     "SampleConfig",
+    "StoreConfig",
     "TrainConfig",
     "check",
     "computed",

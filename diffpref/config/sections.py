@@ -66,6 +66,8 @@ class DataConfig:
         scores: How a list's scores are taken: as they are, or each as the share of the others that it beats.
         scorers: Columns with scores of several scorers, a list of numbers each, one for each picture. Their votes
             replace the label: the majority says which is better, the share of votes is scores and probability.
+        aspects: Columns that say by aspect (prompt following, aesthetics, …) which picture of a pair is better: 1 the
+            chosen one, -1 the rejected one, 0 neither, null nobody said. Read by scorers.
         joint: Compare each chosen picture with a rejected one of another row, each under its own prompt (dove).
         rejected_captions: Where the prompt comes from that fits worse: rules changes the prompt's own words, shuffle
             takes another row's, rules_or_shuffle the latter where the former finds nothing; or a function by dotted
@@ -100,6 +102,7 @@ class DataConfig:
     comparisons: Literal["all", "best_worst", "adjacent"] = "all"
     scores: Literal["as_is", "votes"] = "as_is"
     scorers: list[str] = field(default_factory=list)
+    aspects: list[str] = field(default_factory=list)
     joint: bool = False
     rejected_captions: str | None = None
     resolution: int | None = None
@@ -122,21 +125,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class StoreConfig:
+    """Where what encoders make is kept.
+
+    Args:
+        folder: Where; output_dir/cache when not given. Runs share it.
+        max_gb: Size it may reach. Entries of other models and pictures are removed for new ones.
+    """
+
+    folder: Path | None = None
+    max_gb: float = 50.0
+
+
+@dataclass(frozen=True)
+class CacheConfig(StoreConfig):
     """What the encoders make, kept on disk: each picture and prompt is encoded once, and the encoders leave memory.
 
     Args:
         latents: Keep the VAE's posterior of every picture; latents are drawn from it afresh at each step.
         text: Keep the text encoders' output for every prompt.
-        folder: Where; output_dir/cache when not given. Runs share it.
-        max_gb: Size it may reach. Entries of other models and pictures are removed for new ones.
         crops: Random places a cached crop may lie at, for each pair; 1 with data.center_crop.
     """
 
     latents: bool = False
     text: bool = False
-    folder: Path | None = None
-    max_gb: float = 50.0
     crops: int = 4
 
 

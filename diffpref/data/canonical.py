@@ -122,7 +122,18 @@ def make_plan(rows: Rows, name: str, config: DataConfig, folder: Path | None) ->
         check_votes(rows, form, config)
         (verdict, makes), reads = VOTES[form.kind], list(config.scorers)
     carried = {ours: theirs for ours, theirs in form.carried(columns).items() if ours not in makes}
+    carried |= {column: column for column in asked_aspects(name, columns, config)}
     return Plan(form, carried, reads, makes, verdict, config, folder)
+
+
+def asked_aspects(format: str, columns: list[str], config: DataConfig) -> list[str]:
+    """data.aspects. Raises ValueError where they are not there, or where the rows do not say which picture is the
+    chosen one."""
+    if config.aspects and (format != "pairs" or config.scorers):
+        raise ValueError("data.aspects need rows with prompt, chosen and rejected, and no data.scorers")
+    if missing := [name for name in config.aspects if name not in columns]:
+        raise ValueError(f"data.aspects: {config.path} lacks the column(s) {missing}; it has {columns}")
+    return config.aspects
 
 
 def check_votes(rows: Rows, form: Format, config: DataConfig) -> None:

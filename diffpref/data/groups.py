@@ -1,7 +1,8 @@
 """Rows of a preference set -> PreferenceBatch. A group shares its view and its dropped caption."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from diffpref.data.pictures import open_picture, to_tensor
 from diffpref.data.views import View, cut, draw_view, draws
 
 Row = int | dict[str, Any]  # a number in the set, or the row itself where a stream has no numbers
+Decode = Callable[[str, Picture, View], dict[str, Any]]
 TRIES = 8  # so many rows that cannot be used, one after the other, are no accident
 
 
@@ -41,7 +43,8 @@ class GroupCache(Protocol):
 class Group:
     """A row, ready to be collated. key: its position in training.  said: what the row says, after caption dropout.
     size (H, W).  pictures: for each, images [3,H,W] or moments [C',h,w], original (height, width) and corner (top,
-    left).  conditioning: of each item, from the cache.  faults: a line for each row that this one stands in for."""
+    left).  conditioning: of each item, from the cache.  user: whose row it is.  aspects: data.aspects of the row.
+    faults: a line for each row that this one stands in for."""
 
     key: int
     said: Said
@@ -49,6 +52,8 @@ class Group:
     size: tuple[int, int]
     pictures: list[dict[str, Any]]
     conditioning: list[Conditioning] | None = None
+    user: Any = None
+    aspects: tuple[float, ...] = ()
     faults: tuple[str, ...] = ()
 
 
@@ -66,6 +71,7 @@ class PreferenceGroups(TorchDataset):
         sizes: (H, W) for all groups, or an array [rows, 2].
         seed: Of the random draws.
         cache: What is encoded already.
+        decode: (name, undecoded picture, view) -> images [3,H,W], original (height, width), corner (top, left).
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class PreferenceGroups(TorchDataset):
         sizes: tuple[int, int] | np.ndarray,
         seed: int,
         cache: GroupCache | None = None,
+        decode: Decode | None = None,
     ):
+        self.decode = decode or cut_picture
         self.rows, self.kind, self.config, self.sizes, self.seed, self.cache = rows, kind, config, sizes, seed, cache
         # What needs no picture is read here: reading a whole row copies its pictures.
         self.words = rows and rows.remove_columns([name for name in PICTURES if name in rows.column_names])
@@ -132,8 +140,10 @@ class PreferenceGroups(TorchDataset):
         pictures = self.cache.latents(row, view) if self.cache else None
         if pictures is None:
             whole = row if isinstance(row, dict) else self.rows[row]
-            pictures = [decode(name, picture, view) for name, picture in self.kind.named_pictures(whole).items()]
-        return Group(key, said, float(values.get("weight", 1.0)), size, pictures, self.conditioning(said.prompts))
+            pictures = [self.decode(name, picture, view) for name, picture in self.kind.named_pictures(whole).items()]
+        weight, words = float(values.get("weight", 1.0)), self.conditioning(said.prompts)
+        aspects = tuple(math.nan if values[name] is None else float(values[name]) for name in self.config.aspects)
+        return Group(key, said, weight, size, pictures, words, values.get("user_id"), aspects)
 
     def conditioning(self, prompts: list[str]) -> list[Conditioning] | None:
         """What the cache has of each prompt; None where text is not cached."""
@@ -142,7 +152,7 @@ class PreferenceGroups(TorchDataset):
         return known or None
 
 
-def decode(name: str, picture: Picture, view: View) -> dict[str, Any]:
+def cut_picture(name: str, picture: Picture, view: View) -> dict[str, Any]:
     """One picture, cut. Raises ValueError that names it."""
     try:
         image, original, corner = cut(open_picture(picture), view)
@@ -186,13 +196,31 @@ def structure(groups: list[Group], prompts: list[str]) -> Structure:
         scores=joined([one.scores for one in said]),
         labels=joined([one.labels for one in said]),
         probability=joined([one.probability for one in said]),
-        prompt=torch.tensor([prompt_number(prompt) for prompt in prompts]),
+        prompt=torch.tensor([number_of(prompt) for prompt in prompts]),
+        user=users(groups),
+        aspects=by_aspect(groups),
     )
 
 
-def prompt_number(prompt: str) -> int:
-    """A number for a prompt, the same in every batch and process."""
-    return int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+def users(groups: list[Group]) -> Tensor | None:
+    """Of each item a number for its user, [N]; None where a row does not say."""
+    if any(group.user is None for group in groups):
+        return None
+    return torch.tensor([number_of(str(group.user)) for group in groups for _ in group.said.items])
+
+
+def by_aspect(groups: list[Group]) -> Tensor | None:
+    """Of each pair, +1 where its better item is also better in an aspect, [P,A]; None where nobody asks. A pair that
+    stands the other way round says the contrary."""
+    if not groups[0].aspects:
+        return None
+    rows = [(group.aspects, 1.0 if i < j else -1.0) for group in groups for i, j in group.said.pairs]
+    return torch.tensor([[sign * value for value in aspects] for aspects, sign in rows])
+
+
+def number_of(name: str) -> int:
+    """A number for a prompt or a user, the same in every batch and process."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def offsets(counts: list[int]) -> list[int]:

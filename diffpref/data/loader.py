@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from diffpref.batch import PreferenceBatch
-from diffpref.config import Config
-from diffpref.data.groups import GroupCache, PreferenceGroups, collate
+from diffpref.config import RunConfig
+from diffpref.data.groups import Decode, GroupCache, PreferenceGroups, collate
 from diffpref.data.kinds import kind_of
 from diffpref.data.sampler import BucketStream, TrainingStream
 from diffpref.data.streaming import RowStream, StreamSampler
@@ -52,7 +52,7 @@ class Loader:
         config: Workers, and batches that each decodes ahead.
     """
 
-    def __init__(self, groups: PreferenceGroups, sampler: TrainingStream | StreamSampler, config: Config):
+    def __init__(self, groups: PreferenceGroups, sampler: TrainingStream | StreamSampler, config: RunConfig):
         self.groups, self.sampler, self.faults = groups, sampler, config.data.faults
         workers = config.data.num_workers
         self.batches = DataLoader(
@@ -102,13 +102,14 @@ class Loader:
 def training_loader(
     rows: Dataset | IterableDataset,
     sizes: tuple[int, int] | np.ndarray,
-    config: Config,
+    config: RunConfig,
     *,
     start: int,
     rank: int,
     world: int,
     seed: int,
     cache: GroupCache | None = None,
+    decode: Decode | None = None,
     state: dict[str, Any] | None = None,
 ) -> Loader:
     """The batches of one process from optimiser step `start` to the last.
@@ -122,11 +123,12 @@ def training_loader(
         world: Processes.
         seed: Of the order and the augmentation.
         cache: What is encoded already.
+        decode: Makes tensors of pictures in another way than by cutting them to `sizes`.
         state: What `Loader.state_dict` gave at step `start`. A stream without it is read from the beginning.
     """
     train, streamed = config.train, isinstance(rows, IterableDataset)
     kind = kind_of(rows.column_names, config.data)
-    groups = PreferenceGroups(None if streamed else rows, kind, config.data, sizes, seed, cache)
+    groups = PreferenceGroups(None if streamed else rows, kind, config.data, sizes, seed, cache, decode)
     split = (train.train_batch_size, train.gradient_accumulation_steps, range(start, train.max_train_steps))
     place = {"rank": rank, "world": world}
     if streamed:

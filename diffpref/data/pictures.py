@@ -5,7 +5,7 @@ Its message begins with the reason and a colon, then the details: checks.py coun
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import IO, Any, cast
@@ -82,11 +82,12 @@ def opened(file: IO[bytes]) -> Iterator[Image.Image]:
         raise ValueError(f"picture damaged: {error}") from error
 
 
-def open_picture(value: dict[str, Any]) -> Image.Image:
-    """An undecoded picture -> upright RGB; of an animation the first frame. Raises ValueError or FileNotFoundError."""
+def open_picture(value: dict[str, Any], convert: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
+    """An undecoded picture -> upright RGB, or what `convert` makes of it; of an animation the first frame. Raises
+    ValueError or FileNotFoundError."""
     with opened(BytesIO(read_bytes(value))) as image:
         image.load()
-        return to_rgb(image)
+        return (convert or to_rgb)(image)
 
 
 def picture_size(value: dict[str, Any]) -> tuple[int, int]:
@@ -101,13 +102,19 @@ def picture_size(value: dict[str, Any]) -> tuple[int, int]:
             return (image.width, image.height) if orientation in SIDEWAYS else (image.height, image.width)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright, 8 bits, RGB, transparency on white."""
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says, 8 bits, otherwise as it is. Raises ValueError for a mode without a known range."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
         raise UnknownRange(f"mode not known: a picture of mode {image.mode} has no known range; convert it to 8 bits")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright, 8 bits, RGB, transparency on white."""
+    image = upright(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
