@@ -1,0 +1,57 @@
+"""Tiny random scorers out of open_clip's real classes: 32-pixel pictures, 16 tokens, embeddings of width 24."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffpref.scorer.clip import PreferenceScorer
+from diffpref.scorer.heads import HEADS
+from diffpref.scorer.towers import Towers
+
+WIDTH, SIZE, CONTEXT = 24, 32, 16
+TINY = {
+    "embed_dim": WIDTH,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def tiny_towers(seed: int = 0, **options: Any) -> Towers:
+    """Random towers whose embeddings differ from picture to picture and from prompt to prompt."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        towers = Towers(deepcopy(TINY), **options)
+        for name, parameter in towers.model.named_parameters():
+            if "embedding" in name or "conv1" in name:
+                parameter.data.mul_(20)  # as open_clip draws them, they are drowned by what all inputs share
+    return towers.eval().requires_grad_(False)
+
+
+def tiny_scorer(
+    folder: Path | None = None,
+    head: str = "cosine",
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    **facts: Any,
+) -> PreferenceScorer:
+    """A random scorer; `settings` are the head's, `facts` the keyword arguments of PreferenceScorer. Written to
+    `folder`, if there is one."""
+    towers = tiny_towers(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = HEADS[head](width=WIDTH, **(settings or {})).eval().requires_grad_(False)
+    scorer = PreferenceScorer(towers, made, **{"name": "tiny", **facts})
+    if folder is not None:
+        scorer.save_pretrained(folder)
+    return scorer
+
+
+def pictures(number: int, seed: int = 0, size: tuple[int, int] = (40, 32)) -> list[Image.Image]:
+    """Random smooth pictures, all different."""
+    random = np.random.default_rng(seed)
+    coarse = [random.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in range(number)]
+    return [Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in coarse]
