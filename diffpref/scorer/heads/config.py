@@ -72,9 +72,14 @@ def check_head(config: HeadConfig) -> None:
         raise ValueError("head.name aspects needs head.names, the aspects in the order of the data's")
 
 
+def takes_users(name: str) -> bool:
+    """Whether a head has a table of users."""
+    return "users" in inspect.signature(HEADS[name]).parameters
+
+
 def make_head(config: HeadConfig, width: int, users: int = 0) -> Head:
     """An untrained head for embeddings of a width D, and for so many known users if it is one that knows users."""
     check_head(config)
     settings = {name: getattr(config, name) for name in options(config.name)}
-    takes_users = "users" in inspect.signature(HEADS[config.name]).parameters
-    return HEADS[config.name](width=width, **settings, **({"users": users} if takes_users else {}))
+    known = {"users": users} if takes_users(config.name) else {}
+    return HEADS[config.name](width=width, **settings, **known)

@@ -24,7 +24,9 @@ class Gpm(Head):
 
     v = normalised W·[f, t, f∘t] + b, with block j times √λ_j(t) where the prompt weighs them; the λ_j are positive with
     mean 1. Where all vectors lie on one half circle the preference is a ranking, and there it begins: v is near
-    (1, ⟨f,t⟩, 0, …), so s is near the difference of cosines.
+    (1, ⟨f,t⟩, 0, …), so s is near the difference of cosines. The other planes begin small. That is how they find
+    cycles: within a plane that ranks already, no small step makes a cycle more probable. So one plane, dim 2, does not
+    learn cycles from this start.
 
     No score gives such a preference, but lists want one: `scores` are s/τ against a reference, the mean vector of the
     training. They rank well where the preferences are near to transitive, and by `borda` or `von_neumann_winner` of

@@ -8,6 +8,8 @@ from diffpref.scorer.heads.contract import Head, Judged
 from diffpref.scorer.heads.cosine import LARGEST
 from diffpref.scorer.heads.queries import Queries
 
+FAINTEST = 1e-12  # weight of a taste, so that its logarithm stays finite
+
 
 class Micro(Head):
     """Settings: width D; tastes K; logit_scale, τ at the start.
@@ -15,7 +17,7 @@ class Micro(Head):
         r_k = exp(τ)·⟨f, q_k(t)⟩,   f(p) = softmax(G·t + g),   P(a ≻ b) = Σ_k f_k·σ(r_k(a) − r_k(b))
 
     `scores` are Σ_k f_k·r_k. Before training the tastes are near the cosine and weigh alike. A user's few choices
-    change the weights, not the tastes: `context`.
+    change the weights, not the tastes: `context`. A mixture of rankings need not be transitive; its mean score is.
     """
 
     gives = frozenset({"components", "mixture"})
@@ -32,11 +34,12 @@ class Micro(Head):
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N], components [N,K], mixture [N,K]."""
         components = self.logit_scale.exp() * (self.queries(text) @ image[:, :, None])[..., 0]
-        return weighed(components, self.router(text).softmax(-1))
+        return weighed(components, self.router(text).softmax(-1).clamp(min=FAINTEST))
 
     def logit(self, judged: Judged, first: Tensor, second: Tensor) -> Tensor:
-        """ln P(a ≻ b) − ln P(b ≻ a), [P]; the weights are those of the first, whose prompt is the second's."""
-        d, weights = judged.components[first] - judged.components[second], judged.mixture[first].log()
+        """ln P(a ≻ b) − ln P(b ≻ a), [P]. Where the two have different prompts, with the mean of their weights."""
+        d = judged.components[first] - judged.components[second]
+        weights = (0.5 * (judged.mixture[first] + judged.mixture[second])).log()
         return (weights + F.logsigmoid(d)).logsumexp(-1) - (weights + F.logsigmoid(-d)).logsumexp(-1)
 
     @torch.no_grad()

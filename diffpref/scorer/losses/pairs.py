@@ -47,6 +47,11 @@ MARGINS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+def measures_strength(margin: str, flip_below: float | None) -> bool:
+    """Whether these options of bradley_terry ask how strong preferences are."""
+    return margin == "strength" or flip_below is not None
+
+
 def contested(logit: Tensor, strength: Tensor, *, margin: str, margin_size: float, flip_below: float | None) -> Tensor:
     """The logit [P] less its margin; of pairs whose strength is below flip_below, that of the pair turned round, whose
     strength is turned round with it."""
@@ -72,8 +77,9 @@ def bradley_terry(
     logit is s/τ, that of GPM (Zhang et al. 2024, arXiv 2410.02197). A tie has neither margin nor a wrong side."""
     ties = tied(structure)
     if margin != "none" or flip_below is not None:
+        measured = STRENGTHS[strength](structure) if measures_strength(margin, flip_below) else torch.zeros_like(logit)
         options = {"margin": margin, "margin_size": margin_size, "flip_below": flip_below}
-        logit = torch.where(ties, logit, contested(logit, STRENGTHS[strength](structure), **options))
+        logit = torch.where(ties, logit, contested(logit, measured, **options))
     return either_way(lambda d: pairs.conservative(d, structure, label_smoothing=label_smoothing), logit, ties)
 
 

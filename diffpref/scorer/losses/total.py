@@ -9,6 +9,7 @@ from diffpref.objectives.total import reduce
 from diffpref.scorer.heads import HEADS
 from diffpref.scorer.heads.contract import Head, Judged
 from diffpref.scorer.losses.config import LossConfig
+from diffpref.scorer.losses.pairs import measures_strength
 from diffpref.scorer.losses.table import LOSSES
 
 
@@ -23,8 +24,7 @@ def total(head: Head, judged: Judged, structure: Structure, config: LossConfig) 
 
 def needs_fields(config: LossConfig) -> frozenset[str]:
     """Fields that the data must have: the loss's own, and those that its options ask for."""
-    measured = config.margin == "strength" or config.flip_below is not None
-    more = {config.strength} if measured else set()
+    more = {config.strength} if measures_strength(config.margin, config.flip_below) else set()
     more |= {"user"} if config.one_taste == "user" else set()
     return LOSSES[config.name].needs | more
 
