@@ -217,6 +217,11 @@ PANELS = (
     Panel("rewards", sides("rewards"), 0.0),
     Panel("error against the reference (below 0: learned)", sides("drift"), 0.0),
     Panel("error", sides("errors")),
+    Panel("accuracy", (("accuracy", "", PLAIN), ("validation/accuracy", "held out", CHOSEN)), 0.5, (0, 1)),
+    Panel("log-odds of the chosen one", (("margin", "", PLAIN),), 0.0),
+    Panel("held-out log-loss", (("validation/log_loss", "", CHOSEN),), math.log(2)),
+    Panel("contrast with other prompts", (("contrast", "", PLAIN),)),
+    Panel("scale", (("scale", "", PLAIN),), smooth=False),
     Panel("gradient norm", (("grad_norm", "", PLAIN),)),
     Panel("learning rate", (("learning_rate", "", PLAIN),), smooth=False),
 )

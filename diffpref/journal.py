@@ -17,7 +17,9 @@ from diffpref.stability import DriftAlarm, Moments
 SHOWN = (  # in the progress bar, as far as there is one
     ("loss", "loss"),
     ("acc", "rewards/accuracies"),
+    ("acc", "accuracy"),
     ("margin", "rewards/margins"),
+    ("margin", "margin"),
     ("winner drift", "drift/chosen"),
     ("liked drift", "drift/liked"),
 )

@@ -15,7 +15,7 @@ from diffpref.cache.make import Maker, Pictures, Prompts, Sizes, restore
 from diffpref.cache.room import Lock, make_room, touch
 from diffpref.cache.store import ShardWriter, Store
 from diffpref.cache.team import Team
-from diffpref.config import Config
+from diffpref.config import Config, RunConfig, StoreConfig
 from diffpref.data.kinds import kind_of
 from diffpref.data.views import View
 from diffpref.encode import freeze
@@ -101,7 +101,7 @@ def open_cache(
         cache.prompts = Store(folder / f"text-{text_fingerprint(pipe)}")
         work.append((cache.prompts, Prompts(rows, config, pipe)))
     if lock:
-        find_room(folder, lock, work, config)
+        find_room(folder, lock, work, config.cache)
     team.wait()
     for store, maker in work:
         faults |= fill(store, maker, rows, config, team)
@@ -109,7 +109,7 @@ def open_cache(
     return cache
 
 
-def find_room(folder: Path, lock: Lock, work: list[tuple[Store, Maker]], config: Config) -> None:
+def find_room(folder: Path, lock: Lock, work: list[tuple[Store, Maker]], settings: StoreConfig) -> None:
     """Make room for what is missing, and note what is in use."""
     needed, keep = 0, set()
     for store, maker in work:
@@ -117,10 +117,10 @@ def find_room(folder: Path, lock: Lock, work: list[tuple[Store, Maker]], config:
         needed += maker.bytes_needed(missing) if missing else 0
         keep |= {store.folder / name for name in store.used(maker.keys)}
     touch(keep)
-    make_room(folder, lock, needed, keep, config.cache)
+    make_room(folder, lock, needed, keep, settings)
 
 
-def fill(store: Store, maker: Maker, rows: Dataset, config: Config, team: Team) -> Faults:
+def fill(store: Store, maker: Maker, rows: Dataset, config: RunConfig, team: Team) -> Faults:
     """Make the entries that are missing or damaged; returns the rows for which that could not be."""
     remove_damaged(store, maker, team)
     missing = [key for key in maker.keys if key not in store]
@@ -168,7 +168,7 @@ def refresh(store: Store, team: Team) -> None:
     store.scan()
 
 
-def settle(faults: Faults, rows: Dataset, config: Config, team: Team) -> None:
+def settle(faults: Faults, rows: Dataset, config: RunConfig, team: Team) -> None:
     """Rows whose pictures cannot be used stop the run or are left out, named and counted."""
     numbers = rows.select_columns(["row"]) if "row" in rows.column_names else None
     names = {row: numbers[row]["row"] if numbers is not None else row for row in faults}

@@ -91,7 +91,7 @@ class DataConfig:
         prefetch_factor: Batches that each of them decodes ahead.
         validation: Held-out preferences, of the same columns: ranking accuracy is measured on them at every validation
             and at the end.
-        validation_groups: How many of its rows.
+        validation_groups: How many of its rows; a scorer takes all.
         validation_draws: Timesteps and noises that a row's advantage is averaged over.
     """
 

@@ -251,8 +251,9 @@ def check_data_options(column_names: Iterable[str] | None, config: DataConfig) -
 
 def fields(column_names: Iterable[str] | None, config: DataConfig) -> frozenset[str]:
     """What the rows will tell an objective: some of pairs, scores, labels, probability, captions (several prompts in a
-    group). Raises ValueError as `kind_of`."""
+    group), user, aspects. Raises ValueError as `kind_of`."""
     columns = list(column_names or ())
     kind = kind_of(columns, config)
-    half = {"probability"} if kind.name == "pairs" and config.ties == "half" else set()
-    return kind.gives | half | {kind.more[name] for name in columns if name in kind.more}
+    said = {"probability"} if kind.name == "pairs" and config.ties == "half" else set()
+    said |= ({"user"} if "user_id" in columns else set()) | ({"aspects"} if config.aspects else set())
+    return kind.gives | said | {kind.more[name] for name in columns if name in kind.more}
