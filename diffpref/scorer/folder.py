@@ -24,7 +24,7 @@ from diffpref.scorer.heads.contract import Head
 from diffpref.scorer.heads.cosine import Cosine
 from diffpref.scorer.tokens import SimpleTokenizer
 from diffpref.scorer.towers import Towers
-from diffpref.scorer.weights import fill, read_safetensors, refuse_no_numbers
+from diffpref.scorer.weights import fill, read_tensors, refuse_no_numbers
 
 FORMAT = 1
 CONFIG, TOWERS, HEAD, FACTS = "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "scorer.json"
@@ -76,7 +76,7 @@ def load_towers(folder: Path, facts: dict[str, Any], dtype: torch.dtype) -> Towe
         )
     except KeyError as error:
         raise ValueError(f"{folder}: {CONFIG} or {FACTS} has no or an unknown {error}") from error
-    fill(towers.model, read_safetensors(folder / TOWERS), str(folder / TOWERS))
+    fill(towers.model, read_tensors(folder / TOWERS), str(folder / TOWERS))
     return towers
 
 
@@ -91,7 +91,7 @@ def load_head(folder: Path, facts: dict[str, Any], width: int) -> Head:
         head = HEADS[name](**settings)
     except TypeError as error:
         raise ValueError(f"{folder / FACTS}: settings of the head {name} not known ({error})") from error
-    fill(head, read_safetensors(folder / HEAD), str(folder / HEAD))
+    fill(head, read_tensors(folder / HEAD), str(folder / HEAD))
     return head
 
 

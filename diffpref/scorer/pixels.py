@@ -8,6 +8,7 @@ below it). Ours put it on white, as the trainer does.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torchvision.transforms.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -22,7 +23,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 def open_clip_transform(cfg: PreprocessCfg) -> Transform:
     """open_clip's own, and with it that of OpenAI's CLIP and of LAION: resized as it is, then made RGB."""
-    return image_transform_v2(cfg, is_train=False)
+    return cast(Transform, image_transform_v2(cfg, is_train=False))
 
 
 def white_transform(cfg: PreprocessCfg) -> Transform:
@@ -53,9 +54,9 @@ def processor_transform(cfg: PreprocessCfg) -> Transform:
 
 def processor(picture: Image.Image, size: int, cfg: PreprocessCfg) -> Tensor:
     # RGB first; PIL's bicubic on the shortest side; the crop's corner is rounded down, where torchvision's is to even.
-    picture = F.resize(picture.convert("RGB"), [size], InterpolationMode.BICUBIC)
-    top, left = (picture.height - size) // 2, (picture.width - size) // 2
-    return normalised(F.to_tensor(picture.crop((left, top, left + size, top + size))), cfg)
+    small: Any = F.resize(picture.convert("RGB"), [size], InterpolationMode.BICUBIC)
+    top, left = (small.height - size) // 2, (small.width - size) // 2
+    return normalised(F.to_tensor(small.crop((left, top, left + size, top + size))), cfg)
 
 
 def letterbox_transform(cfg: PreprocessCfg) -> Transform:

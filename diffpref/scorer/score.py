@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from diffpref.scorer.inputs import check_prompt, in_step, known_length, one_by_one, open_any, paired
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 SHOW_AFTER = 2.0  # seconds: short work has no progress bar
 

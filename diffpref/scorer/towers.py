@@ -89,8 +89,8 @@ class Towers(nn.Module):
         if not self.told and (long := sum(count(self.tokenizer, prompt) > room for prompt in prompts)):
             self.told = True
             warnings.warn(
-                f"{long} of {len(prompts)} prompts are longer than the {room} tokens that this scorer reads, and are cut;"
-                " later ones are cut without a word",
+                f"{long} of {len(prompts)} prompts are longer than the {room} tokens that this scorer reads, and are"
+                " cut; later ones are cut without a word",
                 stacklevel=2,
             )
         return self.tokenizer(prompts)

@@ -1,8 +1,9 @@
 """Weights from files into modules, checked: another architecture, missing names and NaN are refused by name."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -13,34 +14,30 @@ from torch import Tensor, nn
 Tensors = dict[str, Tensor]
 
 
-def read_safetensors(path: Path) -> Tensors:
-    """The tensors of a file. Raises FileNotFoundError, or ValueError for a damaged one."""
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Errors of reading weights, in words. Raises FileNotFoundError, or ValueError for a damaged file, for one of
+    another architecture, and for a pickle that holds more than weights."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error})") from error
-
-
-def read_pickle(path: Path) -> Any:
-    """What a .pt or .pth file of weights holds, through `weights_only`: no code in it is run.
-
-    Raises FileNotFoundError, or ValueError for a damaged file and for one that holds more than weights.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        yield
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: it holds more than weights, and a pickle can run code") from error
-    except (RuntimeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise ValueError(f"{path} is refused: damaged, or with more than weights, and a pickle can run code") from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or of another kind ({error})") from error
 
 
-def read_weights(path: Path) -> Any:
-    """A safetensors file, or a pickle of weights."""
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+def read_tensors(path: Path, key: str = "") -> Tensors:
+    """The tensors by name that a safetensors file holds, or a pickle, through `weights_only`: no code in it is run;
+    or those below `key`, if it has that. Raises as `damage_named`, and ValueError for what is no tensors by name."""
+    with damage_named(path):
+        safe = path.suffix == ".safetensors"
+        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds something else than tensors by name")
+    return content
 
 
 def refuse_no_numbers(tensors: Tensors, source: str) -> None:
