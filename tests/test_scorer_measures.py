@@ -108,7 +108,7 @@ def test_no_name_is_a_cluster_by_itself():
     """Eight choices of nobody we know are eight clusters; of one user without a second there is no clustering."""
     assert share(np.ones(8), {"user": [None] * 8})[1] == pytest.approx(0.025 ** (1 / 8))
     found = accuracy(np.ones(4), np.ones(4), {"prompt": ["a"] * 4, "user": ["x"] * 4})
-    assert "bootstrap of single choices, for there are not two prompts or two users" in found.policy
+    assert "bootstrap of single choices, for there are not two prompts or two users" in found.interval
 
 
 def test_same_seed_same_interval():
@@ -131,9 +131,9 @@ def test_intervals_that_cannot_be(values, clusters, weight, message):
 
 
 def test_how_it_reads():
-    assert str(Measured(0.7391, 0.7, 0.78, 9, "x")) == "0.739 [0.700, 0.780]"
-    assert Measured(0.5, 0.4, 0.6, 9, "x", {"ties": 2}).as_dict() == {
-        "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "policy": "x", "ties": 2,
+    assert str(Measured(0.7391, 0.7, 0.78, 9, "x", "y")) == "0.739 [0.700, 0.780]"
+    assert Measured(0.5, 0.4, 0.6, 9, "x", "y", {"ties": 2}).as_dict() == {
+        "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "policy": "x", "interval": "y", "ties": 2,
     }  # fmt: skip
 
 
@@ -144,7 +144,8 @@ def test_accuracy_by_hand():
     """Right, wrong, a tie of people (out), an exact tie of the scorer (half), right the other way round."""
     found = accuracy(array(1, -2, 3, 0, -1), array(1, 1, 0, 1, -1), {"prompt": list("aabbb")}, QUICK)
     assert (found.value, found.n) == (2.5 / 4, 4)
-    assert found.policy.startswith("1 tie of people left out, 1 exact tie of the scorer counted half; 95 % interval")
+    assert found.policy == "1 tie of people left out, 1 exact tie of the scorer counted half"
+    assert found.interval == "95 % interval: bootstrap of whole prompts"
     assert found.more == {"ties_dropped": 1, "exact_ties": 1}
 
 
@@ -355,8 +356,8 @@ def test_lists_without_an_order():
     assert {name: measured.n for name, measured in found.items()} == dict.fromkeys(found, 2)
     assert found["Kendall tau-b"].value == found["Spearman"].value == 0.5
     assert found["inversion accuracy"].value == 0.75
-    assert "2 lists without an order of people left out, 1 with all scores equal count 0;" in found["Spearman"].policy
-    assert "1 with all scores equal count 0.5;" in found["inversion accuracy"].policy
+    assert "2 lists without an order of people left out, 1 with all scores equal count 0" in found["Spearman"].policy
+    assert "1 with all scores equal count 0.5" in found["inversion accuracy"].policy
 
 
 def test_scores_that_single_precision_would_tie():

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,9 +20,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def data_arguments(parser: argparse.ArgumentParser) -> None:
-    """What says which rows are meant; the names are those of the configuration's section data."""
-    parser.add_argument("data", help="parquet, JSON or .tar file, folder of them, or hub id")
+def data_arguments(parser: argparse.ArgumentParser, name: str = "data", **settings: Any) -> None:
+    """What says which rows are meant; the names are those of the configuration's section data. `name` and `settings`
+    are of the argument that says where they are."""
+    parser.add_argument(name, help="parquet, JSON or .tar file, folder of them, or hub id", **settings)
     parser.add_argument("--format", default="auto", help="whose columns the set has; auto tells by their names")
     parser.add_argument("--split", default="train", help="which split of it (default: train)")
     parser.add_argument("--max", type=positive, metavar="N", help="look only at the first N rows")

@@ -32,8 +32,8 @@ def correlation(
     x, y = (centred(rankdata(values)) for values in (scores, quantity))
     features = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
     found = interval(features, pearson, clusters, resampling, limits=(-1.0, 1.0))
-    policy = f"rank correlation over pictures with their prompts; {described(clusters, len(x), resampling.confidence)}"
-    return Measured(*found, len(x), policy)
+    how = described(clusters, len(x), resampling.confidence)
+    return Measured(*found, len(x), "rank correlation over pictures with their prompts", how)
 
 
 def centred(ranks: np.ndarray) -> np.ndarray:
@@ -83,6 +83,6 @@ def preference_for(
     shares = {"scorer": float(scorer.mean()), "people": float(people.mean())}
     policy = (
         f"share of {counted(len(people), 'pair')} in which the scorer prefers the larger, {shares['scorer']:.3f}, less "
-        f"that in which people do, {shares['people']:.3f}; {described(names, len(people), resampling.confidence)}"
+        f"that in which people do, {shares['people']:.3f}"
     )
-    return Measured(*found, len(people), policy, shares)
+    return Measured(*found, len(people), policy, described(names, len(people), resampling.confidence), shares)

@@ -55,7 +55,7 @@ def usable(clusters: Clusters, n: int) -> dict[str, np.ndarray]:
 
 
 def described(clusters: Clusters, n: int, confidence: float) -> str:
-    """The sentence of a policy that says what was resampled."""
+    """What was resampled, in words."""
     names, level = list(usable(clusters, n)), f"{100 * confidence:g} % interval"
     if names == ["single"]:
         lacking = " or ".join(f"two {name}s" for name in clusters)
@@ -96,7 +96,8 @@ def interval(
         cells = numbered(list(zip(*(index.tolist() for index in found.values()), strict=True)))
         stretch = combined(*map(spread, draws), spread(replicates(features, cells, statistic, resampling)))
         low, high = (value + (edge - value) * stretch / spread(widest) for edge in (low, high))
-    return value, *(float(np.clip(edge, *limits)) for edge in (low, high))
+    low, high = np.clip([low, high], *limits).tolist()
+    return value, low, high
 
 
 def replicates(features: np.ndarray, index: np.ndarray, statistic: Statistic, resampling: Resampling) -> np.ndarray:

@@ -56,7 +56,7 @@ def cyclic_accuracy(
     right = np.array([all(margins[edge] > 0 for edge in ((a, b), (b, c), (c, a))) for a, b, c in triples], dtype=float)
     policy = (
         "triples whose majorities form a circle, all three comparisons right (a single score per picture gets none), "
-        f"pairs without a majority left out, exact ties of the scorer wrong; "
-        f"{described(clusters, len(right), resampling.confidence)}"
+        "pairs without a majority left out, exact ties of the scorer wrong"
     )
-    return Measured(*share(right, clusters, resampling), len(right), policy)
+    how = described(clusters, len(right), resampling.confidence)
+    return Measured(*share(right, clusters, resampling), len(right), policy, how)

@@ -68,16 +68,15 @@ def list_measures(lists: Lists, clusters: Clusters, resampling: Resampling = DEF
     if not ranked.any():
         raise ValueError(f"none of the {len(lists)} lists is ranked: each has one picture or people's scores all equal")
     kept, names = [one for one, good in zip(lists, ranked, strict=True) if good], chosen(ranked, clusters)
-    silent = sum(constant(scores) for scores, _ in kept)
+    silent, how = sum(constant(scores) for scores, _ in kept), described(names, len(kept), resampling.confidence)
     found = {}
     for name, (function, least, ties) in MEASURES.items():
         values = np.array([function(scores, truth) for scores, truth in kept])
         policy = (
             f"mean over lists; {ties}; {counted(len(lists) - len(kept), 'list')} without an order of people left out, "
-            f"{silent} with all scores equal count {'as they are' if name == 'NDCG' else f'{function(*SILENT):g}'}; "
-            f"{described(names, len(values), resampling.confidence)}"
+            f"{silent} with all scores equal count {'as they are' if name == 'NDCG' else f'{function(*SILENT):g}'}"
         )
-        found[name] = Measured(*mean(values, names, resampling, limits=(least, 1.0)), len(values), policy)
+        found[name] = Measured(*mean(values, names, resampling, limits=(least, 1.0)), len(values), policy, how)
     return found
 
 

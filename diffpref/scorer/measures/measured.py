@@ -9,8 +9,8 @@ class Measured:
     """A measure of a scorer.
 
     value: of the whole sample.  [low, high]: covers the true value with the probability that was asked for.
-    n: what was counted, pairs, lists or users.  policy: what became of ties and of what was left out.  more: further
-    numbers by name.
+    n: what was counted, pairs, lists or users.  policy: what became of ties and of what was left out.  interval: how it
+    was drawn.  more: further numbers by name.
     """
 
     value: float
@@ -18,6 +18,7 @@ class Measured:
     high: float
     n: int
     policy: str
+    interval: str
     more: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

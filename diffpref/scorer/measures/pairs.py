@@ -59,11 +59,9 @@ def accuracy(
     w = None if weight is None else np.asarray(weight, dtype=np.float64)[decided]
     found = share(right(m, label[decided]), names, resampling, weight=w)
     ties, exact = int((label == 0).sum()), int((m == 0).sum())
-    policy = (
-        f"{counted(ties, 'tie')} of people left out, {counted(exact, 'exact tie')} of the scorer counted half; "
-        f"{described(names, len(m), resampling.confidence)}"
-    )
-    return Measured(*found, len(m), policy, {"ties_dropped": ties, "exact_ties": exact})
+    policy = f"{counted(ties, 'tie')} of people left out, {counted(exact, 'exact tie')} of the scorer counted half"
+    how, more = described(names, len(m), resampling.confidence), {"ties_dropped": ties, "exact_ties": exact}
+    return Measured(*found, len(m), policy, how, more)
 
 
 def difference(
@@ -87,8 +85,8 @@ def difference(
     w = None if weight is None else np.asarray(weight, dtype=np.float64)[decided]
     gained = (right(margin, label) - right(other, label))[decided]
     found = mean(gained, names, resampling, weight=w, limits=(-1.0, 1.0))
-    policy = f"paired, ties as for the accuracies; {described(names, len(gained), resampling.confidence)}"
-    return Measured(*found, len(gained), policy)
+    how = described(names, len(gained), resampling.confidence)
+    return Measured(*found, len(gained), "paired, ties as for the accuracies", how)
 
 
 def against_truth(
@@ -116,10 +114,11 @@ def against_truth(
     if ((q < 0) | (q > 1)).any():
         raise ValueError(f"known probabilities must lie in [0, 1], got {q.min():g} to {q.max():g}")
     expected, bound = 0.5 + np.sign(margin[known]) * (q - 0.5), np.maximum(q, 1 - q)
-    policy = f"of labels with these probabilities, no label is used; {described(names, len(q), resampling.confidence)}"
+    policy, how = "from the probabilities, no label is used", described(names, len(q), resampling.confidence)
     columns = {"expected accuracy": expected, "Bayes bound": bound, "short of bound": bound - expected}
     return {
-        name: Measured(*mean(x, names, resampling, limits=(0.0, 1.0)), len(q), policy) for name, x in columns.items()
+        name: Measured(*mean(x, names, resampling, limits=(0.0, 1.0)), len(q), policy, how)
+        for name, x in columns.items()
     }
 
 

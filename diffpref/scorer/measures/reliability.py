@@ -8,6 +8,7 @@ nothing calibrated could look so. Every pair is therefore counted both ways roun
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -29,7 +30,7 @@ class Reliability:
     predicted: np.ndarray
     observed: np.ndarray
 
-    def as_dict(self) -> dict[str, list]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON, which knows no NaN."""
         rounded = {name: [None if np.isnan(x) else float(x) for x in values] for name, values in vars(self).items()}
         return rounded | {"bins": len(self.share)}
@@ -107,8 +108,8 @@ def calibration_error(
     certain = bool(np.isin(target, (0.0, 1.0)).all())
     more = {"by_chance": chance(margin, bins, resampling.seed)} if certain else {}
     against = f"labels: a calibrated scorer would show {more['by_chance']:.3f}" if certain else "probabilities"
-    whom = f"{described(clusters, len(margin), resampling.confidence)}, reflected"
-    return Measured(*found, len(margin), f"{bins} bins, each pair both ways round, against {against}; {whom}", more)
+    policy = f"{bins} bins, each pair both ways round, against {against}; draws turned about the value"
+    return Measured(*found, len(margin), policy, described(clusters, len(margin), resampling.confidence), more)
 
 
 def chance(margin: np.ndarray, bins: int, seed: int) -> float:
@@ -127,11 +128,11 @@ def log_loss(margin: np.ndarray, target: np.ndarray, clusters: Clusters, resampl
     margin, y = checked_targets(margin, target)
     loss = y * np.logaddexp(0, -margin) + (1 - y) * np.logaddexp(0, margin)
     found = mean(loss, clusters, resampling, limits=(0.0, np.inf))
-    return Measured(*found, len(y), f"nats; {described(clusters, len(y), resampling.confidence)}")
+    return Measured(*found, len(y), "nats", described(clusters, len(y), resampling.confidence))
 
 
 def brier(margin: np.ndarray, target: np.ndarray, clusters: Clusters, resampling: Resampling = DEFAULT) -> Measured:
     """Mean of (p − y)². The same both ways round. Raises ValueError as `checked_targets`."""
     margin, y = checked_targets(margin, target)
     found = mean((expit(margin) - y) ** 2, clusters, resampling, limits=(0.0, 1.0))
-    return Measured(*found, len(y), f"mean of (p − y)²; {described(clusters, len(y), resampling.confidence)}")
+    return Measured(*found, len(y), "mean of (p − y)²", described(clusters, len(y), resampling.confidence))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffpref.scorer.measures.bootstrap import DEFAULT, Clusters, Resampling, described, share
-from diffpref.scorer.measures.measured import Measured
+from diffpref.scorer.measures.measured import Measured, counted
 from diffpref.scorer.measures.pairs import checked, chosen
 
 STEPS = np.linspace(0, 1, 11)  # the thresholds that PickScore's evaluation tries
@@ -101,6 +101,7 @@ def tied(points, said, margin, label, threshold, rule, clusters, resampling) -> 
     names, y, s = chosen(known, clusters), np.sign(label[known]), said[known]
     if not len(y):
         raise ValueError("no pair has a label")
-    policy = f"{int((y == 0).sum())} ties of people kept; {rule}; {described(names, len(y), resampling.confidence)}"
+    policy = f"{counted(int((y == 0).sum()), 'tie')} of people kept; {rule}"
     more = {"threshold": threshold.value, "ties": int((y == 0).sum()), "called_ties": int((s == 0).sum())}
-    return Measured(*share(points(s, y), names, resampling), len(y), policy, more)
+    how = described(names, len(y), resampling.confidence)
+    return Measured(*share(points(s, y), names, resampling), len(y), policy, how, more)

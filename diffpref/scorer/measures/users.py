@@ -61,11 +61,9 @@ def macro_accuracy(
     names, index = chosen(known, clusters), numbered(chosen(known, clusters)["user"])
     found = share(right(margin, label)[known], names, resampling, weight=1 / users.n[index])
     without = int((~named(clusters["user"])).sum())
-    policy = (
-        f"mean over {counted(len(users.n), 'user')}, ties as for the accuracy, {counted(without, 'pair')} without a "
-        f"user left out; {described(names, len(index), resampling.confidence)}"
-    )
-    return Measured(*found, len(users.n), policy)
+    alone = f", {counted(without, 'pair')} without a user left out" if without else ""
+    policy = f"mean over {counted(len(users.n), 'user')}, ties as for the accuracy{alone}"
+    return Measured(*found, len(users.n), policy, described(names, len(index), resampling.confidence))
 
 
 def worst_users(users: Users, resampling: Resampling = DEFAULT, tenth: float = TENTH) -> Measured:
@@ -80,6 +78,7 @@ def worst_users(users: Users, resampling: Resampling = DEFAULT, tenth: float = T
     alike = float(lowest(rng.binomial(users.n, overall, size=(DRAWS, len(users.n))) / users.n).mean())
     policy = (
         f"{counted(worst, 'user')} of {len(users.n)}, each counted the same; were all users alike it would be "
-        f"{alike:.3f}; {100 * resampling.confidence:g} % interval: bootstrap of users"
+        f"{alike:.3f}"
     )
-    return Measured(float(lowest(users.value)), float(low), float(high), worst, policy, {"by_chance": alike})
+    how = f"{100 * resampling.confidence:g} % interval: bootstrap of whole users"
+    return Measured(float(lowest(users.value)), float(low), float(high), worst, policy, how, {"by_chance": alike})

@@ -1,0 +1,125 @@
+"""diffpref scorer: train a preference model, or measure one."""
+
+import runpy
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffpref.commands.arguments import Parser, check_target, data_arguments, positive
+
+UNSAID = ("out", "plot", "seed", "by_user")  # options that a report does not repeat
+USAGE = """usage: diffpref scorer eval … | diffpref scorer train …
+
+  eval    measure scorers on preferences
+  train   train one; the options are those of diffpref/scorer/train.py
+
+diffpref scorer eval --help and diffpref scorer train --help say more."""
+
+
+def parser() -> Parser:
+    """Options of diffpref scorer eval."""
+    options = Parser("diffpref scorer eval", description="Measure scorers on preferences of any format and kind.")
+    options.add_argument(
+        "--model", nargs="+", default=["bundled"], metavar="NAME", help="scorers: names, folders, files (bundled)"
+    )
+    data_arguments(options, "--data", required=True)
+    options.add_argument("--kind", default="auto", choices=("auto", "pairs", "lists", "captions"))
+    options.add_argument("--truth", metavar="COLUMN", help="column: probability that the chosen picture is preferred")
+    options.add_argument("--aspects", nargs="+", default=[], metavar="COLUMN", help="columns: 1 chosen better, -1, 0")
+    options.add_argument("--calibration", metavar="DATA", help="other pairs: they choose the thresholds of ties")
+    options.add_argument(
+        "--fit-temperature", action="store_true", help="fit it on --calibration, or in-sample without that"
+    )
+    options.add_argument("--personal", action="store_true", help="judge each choice as its own user would")
+    options.add_argument("--prompts-alike", action="store_true", help="each prompt counts the same in the accuracy")
+    options.add_argument("--by-user", action="store_true", help="show the users of least accuracy; JSON has all")
+    options.add_argument("--batch-size", type=positive, default=32, metavar="N", help="pictures at once (32)")
+    options.add_argument("--workers", type=positive, metavar="N", help="threads that open pictures (one a core, to 8)")
+    options.add_argument("--device", help="where scorers compute (a GPU if there is one)")
+    options.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    options.add_argument("--out", type=Path, metavar="JSON", help="write everything there")
+    options.add_argument("--plot", type=Path, metavar="PNG", help="draw the reliability there")
+    return options
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure, print, write."""
+    args = parser().parse_args(arguments)
+    check_target(args.out, (".json",))
+    check_target(args.plot, (".png",))
+    if len(set(args.model)) < len(args.model):
+        raise ValueError(f"--model names a scorer twice: {' '.join(args.model)}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    from diffpref.scorer.measures import Resampling  # torch and open_clip: --help should not wait for them
+    from diffpref.scorer.outcome import plot, table, write_json
+
+    outcome = measured(args, Resampling(seed=args.seed))
+    print(table(outcome, by_user=args.by_user))
+    if args.out:
+        write_json(args.out, outcome)
+        print(f"report: {args.out}")
+    if args.plot:
+        plot(args.plot, outcome.results)
+        print(f"reliability: {args.plot}")
+
+
+def measured(args: Namespace, resampling: Any) -> Any:
+    """The Outcome of these options. Scorers are loaded first: one that is not there should not wait for the others."""
+    from diffpref.config import DataConfig
+    from diffpref.scorer.evaluate import evaluate, fit, judge, own
+    from diffpref.scorer.evidence import read_evidence
+    from diffpref.scorer.outcome import Outcome
+    from diffpref.scorer.plugins import load_scorer
+
+    place = {"device": args.device} if args.device else {}
+    try:
+        scorers = {short: load_scorer(name, **place) for short, name in short_names(args.model).items()}
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    config = DataConfig(args.data, args.split, args.format, args.kind, max_pairs=args.max, aspects=args.aspects)
+    evidence = read_evidence(config, args.truth, personal=args.personal)
+    settings = {"batch_size": args.batch_size, "workers": args.workers}
+    judgements = [judge(scorer, evidence, name=name, **settings) for name, scorer in scorers.items()]
+    if args.calibration:
+        other = read_evidence(replace(config, path=args.calibration, aspects=[]), personal=args.personal)
+        judged = [judge(scorer, other, name=name, **settings) for name, scorer in scorers.items()]
+        fits = [fit(one, other, args.calibration, temperature=args.fit_temperature) for one in judged]
+    elif args.fit_temperature:
+        fits = [fit(one, evidence, "", temperature=True) for one in judgements]
+    else:
+        fits = [own(one) for one in judgements]
+    results, gaps = evaluate(judgements, evidence, fits, resampling, prompts_alike=args.prompts_alike)
+    asked = {
+        name: value for name, value in vars(args).items() if name not in ("model", "out", "plot", "seed", "by_user")
+    }
+    return Outcome(asked, evidence, judgements, results, gaps, resampling)
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """What scorers are called in tables -> their names: of folders the last part, where that is no other's."""
+    last = [Path(name).name if Path(name).exists() else name for name in models]
+    return {short if last.count(short) == 1 else name: name for short, name in zip(last, models, strict=True)}
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Run diffpref/scorer/train.py with these arguments; for several processes use accelerate launch."""
+    sys.argv = ["diffpref scorer train", *arguments]
+    runpy.run_module("diffpref.scorer.train", run_name="__main__")  # it is a script: imported, it would exist twice
+
+
+ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {"eval": evaluate, "train": train}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one of the two."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE)
+    elif name in ACTIONS:
+        ACTIONS[name](arguments[1:])
+    else:
+        raise ValueError(f"diffpref scorer has no {name!r}; there are {', '.join(ACTIONS)}")
