@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from preference_files import encoded, picture, value
 from scipy.stats import kendalltau
+from tiny_pipelines import tiny_sd
 from tiny_runs import ENV, ROOT, make_world
 from tiny_runs import run as train
+from tiny_scorers import tiny_scorer
 
 from diffpref.commands import rank as command
+from diffpref.commands import sample, score
 from diffpref.config import DataConfig
 from diffpref.data import check, fields, load_preferences
 from diffpref.data.kinds import COMPARISONS
@@ -343,3 +346,31 @@ def test_the_trainers_own_vote_on_the_scorers_columns_is_the_same(tmp_path):
     assert [row["wins"] for row in voted] == [row["wins"] for row in plain]
     rows = load_preferences(config)
     assert check(rows, config).dropped == {} and fields(rows.column_names, config) == {"pairs", "scores", "probability"}
+
+
+# --- from pipelines to preferences ------------------------------------------------------------------------------------
+
+
+def test_sample_score_rank(tmp_path):
+    """Two pipelines, two scorers: the pictures go through as they were drawn, whether they lie in the shards or not."""
+    for seed in range(2):
+        tiny_sd(seed=seed).save_pretrained(tmp_path / f"pipe-{seed}")
+        tiny_scorer(tmp_path / f"judge-{seed}", seed=seed)
+    pipelines = [f"p{seed}={tmp_path}/pipe-{seed}" for seed in range(2)]
+    wanted = ["--prompts", "a cat", "a dog", "--seeds", "2", "--steps", "1", "--shard-size", "3", "--device", "cpu"]
+    sample.run(["--pipeline", *pipelines, *wanted, "--out", str(tmp_path / "drawn")])
+    models = ["--model", *(f"j{seed}={tmp_path}/judge-{seed}" for seed in range(2)), "--device", "cpu"]
+    found = {}
+    for kept in (False, True):
+        out, made = tmp_path / f"scored-{kept}.parquet", tmp_path / f"lists-{kept}.parquet"
+        score.run([str(tmp_path / "drawn"), *models, "--out", str(out), *(["--keep-images"] if kept else [])])
+        command.run([str(out), "--by", "mean", "--out", str(made)])
+        found[kept] = pq.read_table(made).to_pylist()
+    assert found[True] == found[False] and [row["prompt"] for row in found[True]] == ["a cat", "a dog"]
+    drawn = {
+        row["key"]: row for path in (tmp_path / "drawn").glob("*.parquet") for row in pq.read_table(path).to_pylist()
+    }
+    for row in found[True]:
+        assert row["pipelines"] == ["p0", "p0", "p1", "p1"] and row["seeds"] == [0, 1, 0, 1]
+        assert [one["bytes"] for one in row["images"]] == [drawn[key]["image"]["bytes"] for key in row["keys"]]
+        assert len(set(row["j0"])) == 4 == len(set(row["j1"]))
