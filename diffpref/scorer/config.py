@@ -20,7 +20,7 @@ class TowersConfig:
         pretrained_model_name_or_path: Name (bundled, hpsv2.1, pickscore, clip:…), folder or hub id of a scorer.
         image_groups: Groups of layers at the end of the image tower that train; 0 for none, -1 for all of it. HPSv2 has
             20, of ViT-H's 34.
-        text_layers: Layers at the end of the text tower that train, in the same way; HPSv2 has 11.
+        text_layers: The same of the text tower, whose projection is a group by itself; HPSv2 has 11.
     """
 
     pretrained_model_name_or_path: str = "bundled"

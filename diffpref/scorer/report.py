@@ -29,16 +29,15 @@ def measures(margins: Margins, temperature: float) -> dict[str, dict[str, Any]]:
     return {name: one.as_dict() for name, one in found.items()}
 
 
-def conclude(
-    config: ScorerConfig, before: Margins, after: Margins, temperature: float, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Measure, write and say it; returns the report. The temperature was fitted on the very pairs that its calibration
+def conclude(config: ScorerConfig, before: Margins, after: Margins, facts: dict[str, Any]) -> dict[str, Any]:
+    """Measure, write and say it; returns the report. The temperature is fitted on the very pairs that its calibration
     is given for, and the report says so."""
+    temperature, fitted_on = after.temperature()
     report = {
         "name": config.name,
         "config_hash": config_hash(config),
         "temperature": temperature,
-        "temperature_fitted_on": "the held-out pairs themselves",
+        "temperature_fitted_on": fitted_on,
         "before": measures(before, 1.0),
         "after": measures(after, temperature),
         "held_out_pairs": len(after.margin),
@@ -76,7 +75,7 @@ def card(config: ScorerConfig, report: dict[str, Any]) -> str:
             f" `{config.data.path}`, {report['steps']} steps; kept is step {report['kept_step']}.",
             "",
             *rows,
-            f"- temperature {report['temperature']:.4g}, fitted on these pairs",
+            f"- temperature {report['temperature']:.4g}, fitted on {report['temperature_fitted_on']}",
             "",
             "![curves](curves.png)",
             "",

@@ -198,7 +198,6 @@ class ScorerTrainer:
         numbers."""
         refuse_no_numbers("the weights at the end", {k: engines.full(p) for k, p in trainable(self.trainee).items()})
         kept = self.best.step if self.config.validation.keep_best else last
-        temperature = after.temperature()
         facts = {
             "steps": last,
             "kept_step": kept,
@@ -209,14 +208,14 @@ class ScorerTrainer:
             "steps_skipped": self.loop.spikes.skipped,
             "seconds": seconds,
         }
-        report = conclude(self.config, before, after, temperature, facts)
+        report = conclude(self.config, before, after, facts)
         numbers = {key: report["after"][key]["value"] for key in ("accuracy", "calibration_error", "log_loss")}
         scorer = PreferenceScorer(
             self.scorer.towers,
             self.trainee.head,
             name=self.config.name,
             description=f"trained from {self.scorer.name} with {self.config.loss.name} on {self.config.data.path}",
-            temperature=temperature,
+            temperature=report["temperature"],
             users=self.users or None,
             trained_on=str(self.config.data.path),
             measured=numbers | {"held_out_pairs": len(after.margin)},

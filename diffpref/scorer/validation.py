@@ -1,6 +1,7 @@
 """Preferences kept out of a scorer's training: what they say of it, and which of its states was best."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffpref import engines
 from diffpref.cache.store import write_atomically
 from diffpref.data import Loader, PreferenceGroups, kind_of
 from diffpref.data.groups import Decode
-from diffpref.scorer.calibration import fit_temperature, loss
+from diffpref.scorer.calibration import TemperatureBound, fit_temperature, loss
 from diffpref.scorer.config import ScorerConfig
 from diffpref.scorer.features import view_of
 from diffpref.scorer.learner import Learner
@@ -44,9 +45,14 @@ class Margins:
         """Mean negative log-likelihood in nats, at temperature 1."""
         return loss(1.0, self.margin, self.probability, np.ones_like(self.margin))
 
-    def temperature(self) -> float:
-        """That makes the log-loss least."""
-        return fit_temperature(self.margin, self.probability)
+    def temperature(self) -> tuple[float, str]:
+        """That makes the log-loss least, and on what it was fitted; 1 where the pairs cannot tell, and why."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", TemperatureBound)
+                return fit_temperature(self.margin, self.probability), "the held-out pairs themselves"
+        except (TemperatureBound, ValueError) as reason:
+            return 1.0, f"nothing: {reason}"
 
     def numbers(self) -> dict[str, float]:
         """What the log has of them."""
