@@ -1,12 +1,13 @@
 """Tiny random scorers out of open_clip's real classes: 32-pixel pictures, 16 tokens, embeddings of width 24."""
 
-from copy import deepcopy
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.heads import HEADS
@@ -20,11 +21,11 @@ TINY = {
 }
 
 
-def tiny_towers(seed: int = 0, **options: Any) -> Towers:
+def tiny_towers(seed: int = 0, model_cfg: dict[str, Any] = TINY, **options: Any) -> Towers:
     """Random towers whose embeddings differ from picture to picture and from prompt to prompt."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        towers = Towers(deepcopy(TINY), **options)
+        towers = Towers(model_cfg, **options)
         for name, parameter in towers.model.named_parameters():
             if "embedding" in name or "conv1" in name:
                 parameter.data.mul_(20)  # as open_clip draws them, they are drowned by what all inputs share
@@ -55,3 +56,12 @@ def pictures(number: int, seed: int = 0, size: tuple[int, int] = (40, 32)) -> li
     random = np.random.default_rng(seed)
     coarse = [random.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in range(number)]
     return [Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in coarse]
+
+
+def write_open_clip(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> torch.nn.Module:
+    """A random CLIP, written to a folder in open_clip's own layout."""
+    towers = tiny_towers(seed, model_cfg=model_cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
+    save_file(towers.model.state_dict(), folder / "open_clip_model.safetensors")
+    return towers.model

@@ -9,10 +9,11 @@
 
 Exact: the same numbers as the original code in fp32, but for two things that are meant. A picture which its EXIF data
 says to turn is turned. And a special token written out in a prompt is text. The originals of `pickscore` prepared
-pictures with PIL (transformers 4); today's processor of transformers rounds differently, as does hpsv2 under
-torchvision before 0.17, which does not antialias.
+pictures with PIL and dropped transparency (transformers 4); today's processor rounds differently and puts it on white.
+hpsv2 under torchvision before 0.17 does not antialias.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +104,9 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
 def load_hps(checkpoint: Checkpoint, asked: Asked) -> Parts:
     """{"state_dict": …} of an open_clip model. https://github.com/tgxs002/HPSv2, hpsv2/img_score.py"""
     path = checkpoint.get(asked)
+    tensors = read_tensors(path, "state_dict")
     towers = Towers(config_of(asked.architecture or "ViT-H-14"), pixels="letterbox", dtype=asked.dtype)
-    fill(towers.model, read_tensors(path, "state_dict"), str(path))
+    fill(towers.model, tensors, str(path))
     return Parts(towers, Cosine(towers.width, logit_scale=0.0))
 
 
@@ -112,11 +114,11 @@ def load_pickscore(checkpoint: Checkpoint, asked: Asked) -> Parts:
     """A transformers CLIPModel: its folder, or its model.safetensors. https://github.com/yuvalkirstain/PickScore"""
     path = checkpoint.get(asked)
     path = path / checkpoint.file if path.is_dir() else path
-    beside = path.parent / "config.json"
+    tensors, beside = convert_weights(read_tensors(path)), path.parent / "config.json"
     described = convert_config(CLIPConfig(**read_json(beside))) if beside.is_file() else config_of("ViT-H-14")
     architecture = config_of(asked.architecture) if asked.architecture else described
     towers = Towers(architecture, pixels="processor", tokens="processor", dtype=asked.dtype)
-    fill(towers.model, convert_weights(read_tensors(path)), str(path))
+    fill(towers.model, tensors, str(path))
     return Parts(towers, Cosine(towers.width, towers.model.logit_scale.item()))
 
 
@@ -127,7 +129,9 @@ def load_clip(asked: Asked) -> Parts:
     if not asked.file and not trained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, pass file=PATH"
         raise ValueError(f"{asked.name}: open_clip has no weights {tag!r} of {name}, but {tags}")
-    config |= {"quick_gelu": trained["quick_gelu"]} if trained else {}  # what the weights were trained with
+    config = config | (
+        {"quick_gelu": trained.get("quick_gelu", False)} if trained else {}
+    )  # as the weights were trained
     mend = f"{asked.name}: download the weights where there is a network, and pass file=PATH"
     path = asked.file or from_hub(partial(open_clip.download_pretrained, trained), mend)
     towers = Towers(config, trained, pixels="open_clip", dtype=asked.dtype)
@@ -156,14 +160,15 @@ def load_laion_v1(checkpoint: Checkpoint, asked: Asked) -> Parts:
 
 def collapse(layers: Tensors, path: Path) -> Tensors:
     """Linear layers in a row as one, in fp64: weight [1,D] and bias [1]. Raises ValueError for other layers."""
-    numbers = sorted(int(name.split(".")[1]) for name in layers if name.endswith(".weight"))
+    numbers = sorted(int(found[1]) for name in layers if (found := re.fullmatch(r"layers\.(\d+)\.weight", name)))
     if not numbers or set(layers) != {f"layers.{i}.{part}" for i in numbers for part in ("weight", "bias")}:
         raise ValueError(f"{path} is no aesthetic predictor: it has other names than layers.0.weight, layers.0.bias, …")
-    weight, bias = torch.eye(layers[f"layers.{numbers[0]}.weight"].shape[1]).double(), torch.zeros(1).double()
-    for i in numbers:
-        # A₂(A₁x + b₁) + b₂ = (A₂A₁)x + (A₂b₁ + b₂)
-        step = layers[f"layers.{i}.weight"].double()
-        weight, bias = step @ weight, step @ bias.expand(step.shape[1]) + layers[f"layers.{i}.bias"].double()
+    weights, biases = ([layers[f"layers.{i}.{part}"].double() for i in numbers] for part in ("weight", "bias"))
+    with damage_named(path):  # layers that do not fit each other
+        weight, bias = weights[0], biases[0]
+        for next_weight, next_bias in zip(weights[1:], biases[1:], strict=True):
+            # A₂(A₁x + b₁) + b₂ = (A₂A₁)x + (A₂b₁ + b₂)
+            weight, bias = next_weight @ weight, next_weight @ bias + next_bias
     return {"weight": weight.float(), "bias": bias.float()}
 
 
@@ -171,13 +176,8 @@ def over_clip(asked: Asked, path: Path, linear: Tensors) -> Parts:
     """One linear layer, weight [1,D] and bias [1], over the embeddings of a CLIP."""
     towers = load_parts(asked.towers or OPENAI, dtype=asked.dtype).towers
     head = Affine(towers.width)
-    if linear.get("weight", torch.empty(0)).shape != (1, towers.width) or linear.get("bias", torch.empty(0)).shape != (
-        1,
-    ):
-        raise ValueError(
-            f"{path} is no linear layer from the {towers.width} numbers of {asked.towers or OPENAI} to one"
-        )
-    fill(head, {name: value[0] for name, value in linear.items()}, str(path))
+    where = f"{path}, over the embeddings of {asked.towers or OPENAI},"
+    fill(head, {name: value.squeeze(0) for name, value in linear.items()}, where)
     return Parts(towers, head)
 
 

@@ -1,9 +1,10 @@
 """Prompts -> tokens [N,L]. What a user writes is text: a special token written out in a prompt does not end it."""
 
+import copy
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,21 @@ def spelled(text: str, clean: Clean) -> str:
     return SPECIAL.sub("< ", clean(text))
 
 
+@cache
+def common_tokenizer() -> SimpleTokenizer:
+    """Made once: it reads 50,000 merges."""
+    return SimpleTokenizer()
+
+
 def make_tokenizer(text_cfg: dict[str, Any], clean: str = "open_clip", folder: Path | None = None) -> Any:
     """open_clip's tokenizer, prompts -> [N,L], or transformers' by its name in `text_cfg`, from `folder` if given."""
     length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
     if name := text_cfg.get("hf_tokenizer_name"):
         settings = {"tokenizer_mode": text_cfg.get("tokenizer_mode")} | (text_cfg.get("tokenizer_kwargs") or {})
         return HFTokenizer(str(folder or name), context_length=length, split_special_tokens=True, **settings)
-    tokenizer = SimpleTokenizer(context_length=length, **(text_cfg.get("tokenizer_kwargs") or {}))
-    tokenizer.clean_fn = partial(spelled, clean=CLEAN[clean])
+    settings = text_cfg.get("tokenizer_kwargs")
+    tokenizer = SimpleTokenizer(**settings) if settings else copy.copy(common_tokenizer())
+    tokenizer.context_length, tokenizer.clean_fn = length, partial(spelled, clean=CLEAN[clean])
     return tokenizer
 
 

@@ -18,10 +18,10 @@ Tensors = dict[str, Tensor]
 def damage_named(path: Path) -> Iterator[None]:
     """Errors of reading weights, in words. Raises FileNotFoundError, or ValueError for a damaged file, for one of
     another architecture, and for a pickle that holds more than weights."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no file {path}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: damaged, or with more than weights, and a pickle can run code") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, BadZipFile) as error:
