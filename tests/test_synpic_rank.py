@@ -325,9 +325,7 @@ def world(tmp_path_factory) -> Path:
         ("rankdpo", [], {}),
         ("rankdpo", ["--by", "mean"], {"scores": "votes"}),
         ("smpo", [], {}),
-        ("smpo", ["--pairs", "all"], {}),
         ("dpo", ["--pairs"], {"min_margin": 0.1}),
-        ("dpo", ["--by", "mean"], {}),
     ],
 )
 def test_the_trainer_takes_what_is_written(world, tmp_path, objective, options, data):

@@ -156,23 +156,35 @@ run(sys.argv[1:])
 """
 
 
-def test_killed_and_resumed_equals_uninterrupted(world, whole):
-    """Killed between writing the fourth shard and giving it its name; two processes draw what is left."""
+def test_killed_and_resumed_equals_uninterrupted(world, whole, monkeypatch, capsys):
+    """Killed between writing the fourth shard and giving it its name; two processes draw what is left, each the shards
+    that are its own by what a launcher tells it."""
     line = arguments(world, "killed")
     done = subprocess.run([sys.executable, "-c", KILL, *line], cwd=ROOT, env=ENV, capture_output=True, text=True)
     folder = world / "killed"
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(folder.glob("*.parquet"))) == 3 and len(list(folder.glob(".*.tmp"))) == 1
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    both = [*torchrun, "-m", "diffpref.cli", "sample", *line]
-    done = subprocess.run(both, cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        command.run(line)
+    said = [line.partition(";")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("process")]
+    assert said == ["process 1: 5 pictures drawn, 4 were there", "process 0: 4 pictures drawn, 5 were there"]
     assert files(folder) == files(whole)
-    said = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
-    assert [line.partition(";")[0] for line in said] == [
-        "process 0: 4 pictures drawn, 5 were there",
-        "process 1: 5 pictures drawn, 4 were there",
-    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "processes"), [("torch.distributed.run", 2), ("accelerate.commands.launch", 1)])
+def test_launched_equals_plain(world, whole, launcher, processes):
+    """As a user gives it; on a CPU accelerate's own launcher starts one process only."""
+    folder = f"launched-{processes}"
+    options = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    options = options if processes == 1 else ["--standalone", f"--nproc_per_node={processes}"]
+    line = [sys.executable, "-m", launcher, *options, "-m", "diffpref.cli", "sample", *arguments(world, folder)]
+    done = subprocess.run(line, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files(world / folder) == files(whole)
+    assert done.stdout.count("pictures drawn") == processes
 
 
 def test_a_shard_that_is_damaged_is_drawn_again(world, whole):

@@ -15,7 +15,7 @@ from diffpref.data.formats import FEATURES
 from diffpref.data.kinds import COMPARISONS
 from diffpref.data.pictures import read_bytes
 from diffpref.scoring.items import undecoded
-from diffpref.synpic.files import written_whole
+from diffpref.synpic.files import sweep, written_whole
 from diffpref.synpic.ranking import Group
 from diffpref.synpic.scored import IMAGE, Place
 
@@ -134,6 +134,7 @@ def check_names(scorers: Sequence[str]) -> None:
 def write(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """A parquet file that is there whole or not at all; returns how many rows it has. A picture that recurs beside
     itself is stored once (dictionary pages)."""
+    sweep(path)
     written, waiting, writer = 0, [], None
     with written_whole(path) as beside:
         try:
