@@ -72,6 +72,7 @@ def measured(args: Namespace, resampling: Any) -> Any:
     from diffpref.config import DataConfig
     from diffpref.scorer.evaluate import evaluate, fit, judge, own
     from diffpref.scorer.evidence import read_evidence
+    from diffpref.scorer.measures.pairs import with_winner
     from diffpref.scorer.outcome import Outcome
     from diffpref.scorer.plugins import load_scorer
 
@@ -82,6 +83,7 @@ def measured(args: Namespace, resampling: Any) -> Any:
         raise ValueError(str(error)) from error
     config = DataConfig(args.data, args.split, args.format, args.kind, max_pairs=args.max, aspects=args.aspects)
     evidence = read_evidence(config, args.truth, personal=args.personal)
+    with_winner(evidence.label)  # raises now what would be raised when all is scored
     settings = {"batch_size": args.batch_size, "workers": args.workers}
     judgements = [judge(scorer, evidence, name=name, **settings) for name, scorer in scorers.items()]
     if args.calibration:

@@ -137,6 +137,7 @@ class Reader:
     def add(self, number: int, row: Row, sizes: np.ndarray) -> None:
         """A row, and the (height, width) of its pictures."""
         said, user = self.kind.says(row, self.config), row.get("user_id")
+        user = None if user != user else user  # NaN, in a column of floats
         digests = [blake2b(read_bytes(p), digest_size=16).digest() for p in self.kind.named_pictures(row).values()]
         items = [
             self.item(digests[place], Item(number, place, prompt, user if self.personal else None), sizes[place])

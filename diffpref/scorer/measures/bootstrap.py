@@ -1,15 +1,15 @@
 """Intervals of what was measured on choices of people who saw several prompts, under prompts seen by several people.
 
 Two choices of one prompt are not independent, and neither are two of one user. With a single clustering (the prompts)
-the interval is the percentile interval of a bootstrap that draws whole clusters. With two, each is bootstrapped by
-itself, and so are the cells in which they cross. The variance is then
+the interval is the percentile interval of a bootstrap that draws whole clusters. With two, that is done with the one of
+greater variance, and the interval is stretched about the value until its variance is
 
     V = V_prompt + V_user − V_cell        (Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering")
 
-and not less than either of the first two; the wider of the two percentile intervals is stretched about the value until
-its variance is V. Drawing prompts and users at once, with the product of their counts as weights (the pigeonhole
-bootstrap, Owen 2007), was not taken: it counts the noise of single choices three times over, and most of the variance
-of an accuracy is such noise.
+where a cell is what one user said under one prompt; V is not less than either of the first two. Their ratio to one
+another is that of jackknife variances, which leave out a cluster at a time. Drawing prompts and users at once, with the
+product of their counts as weights (the pigeonhole bootstrap, Owen 2007), was not taken: it counts the noise of single
+choices three times over, and most of the variance of an accuracy is such noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -87,43 +87,51 @@ def interval(
     if not len(features):
         raise ValueError("there is nothing to measure")
     value, found = float(statistic(features.sum(0)[None])[0]), usable(clusters, len(features))
-    draws = [replicates(features, index, statistic, resampling) for index in found.values()]
-    if reflected:
-        draws = [2 * value - d for d in draws]
-    widest = max(draws, key=spread)
-    low, high = np.nanquantile(widest, [(1 - resampling.confidence) / 2, (1 + resampling.confidence) / 2])
-    if len(draws) == 2 and spread(widest) > 0:
-        cells = numbered(list(zip(*(index.tolist() for index in found.values()), strict=True)))
-        stretch = combined(*map(spread, draws), spread(replicates(features, cells, statistic, resampling)))
-        low, high = (value + (edge - value) * stretch / spread(widest) for edge in (low, high))
-    low, high = np.clip([low, high], *limits).tolist()
+    widest, stretch = found.popitem()[1], 1.0
+    if found:
+        widest, stretch = combined(features, [widest, found.popitem()[1]], statistic)
+    draws = replicates(features, widest, statistic, resampling)
+    draws = 2 * value - draws if reflected else draws
+    edges = np.nanquantile(draws, [(1 - resampling.confidence) / 2, (1 + resampling.confidence) / 2])
+    low, high = np.clip(value + stretch * (edges - value), *limits).tolist()
     return value, low, high
+
+
+def combined(features: np.ndarray, both: list[np.ndarray], statistic: Statistic) -> tuple[np.ndarray, float]:
+    """The clustering of greater variance, and √V in units of its deviation: V = V_prompt + V_user − V_cell."""
+    cells = np.unique(np.stack(both), axis=1, return_inverse=True)[1].reshape(-1)
+    one, other, cell = (jackknife(features, index, statistic) for index in (*both, cells))
+    greatest = max(one, other)
+    stretch = float(np.sqrt(max(one + other - cell, greatest) / greatest)) if greatest > 0 else 1.0
+    return both[int(other > one)], stretch
+
+
+def summed(features: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Sums of features by cluster, [G,F]."""
+    return np.stack([np.bincount(index, weights=column) for column in features.T], axis=1)
+
+
+# V = (G − 1)/G · Σ_g (θ_−g − mean θ_−g)²
+def jackknife(features: np.ndarray, index: np.ndarray, statistic: Statistic) -> float:
+    """Variance of the statistic from leaving out each of G clusters; those without which nothing is left do not
+    count."""
+    sums = summed(features, index)
+    without = statistic(sums.sum(0) - sums)
+    return float(np.nanvar(without) * (len(sums) - 1))
 
 
 def replicates(features: np.ndarray, index: np.ndarray, statistic: Statistic, resampling: Resampling) -> np.ndarray:
     """The statistic [R] of resamples of whole clusters; as many as there are are drawn, with replacement."""
-    groups, rng = int(index.max()) + 1, np.random.default_rng(resampling.seed)
-    sums = np.stack([np.bincount(index, weights=column, minlength=groups) for column in features.T], axis=1)
-    at_once = max(1, CELLS // groups)
+    sums, rng = summed(features, index), np.random.default_rng(resampling.seed)
+    at_once = max(1, CELLS // len(sums))
     sizes = [min(at_once, resampling.resamples - done) for done in range(0, resampling.resamples, at_once)]
-    return np.concatenate([statistic(counts(rng, size, groups) @ sums) for size in sizes])
+    return np.concatenate([statistic(counts(rng, size, len(sums)) @ sums) for size in sizes])
 
 
 def counts(rng: np.random.Generator, draws: int, groups: int) -> np.ndarray:
     """How often each of the groups is drawn, [draws, groups] as floats."""
     drawn = rng.integers(groups, size=(draws, groups)) + groups * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * groups).reshape(draws, groups).astype(np.float64)
-
-
-def spread(draws: np.ndarray) -> float:
-    """Standard deviation of the draws that are numbers; rounding is none."""
-    deviation = float(np.nanstd(draws))
-    return deviation if deviation > 1e-12 else 0.0
-
-
-def combined(one: float, other: float, cell: float) -> float:
-    """Standard deviation under both clusterings: V = V_prompt + V_user − V_cell, not less than either."""
-    return float(np.sqrt(max(one**2 + other**2 - cell**2, one**2, other**2)))
 
 
 # --- means ------------------------------------------------------------------------------------------------------------
@@ -151,7 +159,7 @@ def share(
     """`mean` of values in [0,1]. Where all agree, the exact binomial interval with the clusters as trials, for a
     bootstrap's would have no width; of two clusterings, the one of fewer clusters."""
     value, low, high = mean(values, clusters, resampling, weight=weight, limits=(0.0, 1.0))
-    if low == high:
+    if high - low < 1e-12:  # rounding is no width
         trials = min(int(index.max()) + 1 for index in usable(clusters, len(values)).values())
         low, high = exact_interval(min(max(value, 0.0), 1.0), trials, resampling.confidence)
     return value, low, high
