@@ -24,6 +24,7 @@ CONFIGS = {
     **{name: HeadConfig(name=name) for name in HEADS if name != "aspects"},
     "aspects": HeadConfig(name="aspects", names=["taste", "faith"]),
     "pal a": HeadConfig(name="pal", kind="a"),
+    "prompt maps": HeadConfig(name="micro", prompt_rank=2),
     "gpm with prompts": HeadConfig(name="gpm", prompt_scales=True),
     "learned weights": HeadConfig(name="aspects", names=["taste", "faith"], learned_weights=True),
 }
@@ -337,7 +338,7 @@ def test_the_formula(kind):
         expected = -head.logit_scale.exp() * (image - point).norm()
     else:
         maps = head.tastes.queries
-        queries = [F.normalize(maps.weight[k] @ text[0] + maps.bias[k], dim=0) for k in range(3)]
+        queries = [F.normalize(text[0] + maps.bias[k], dim=0) for k in range(3)]
         asked = sum(pi[k] * queries[k] for k in range(3))
         expected = head.logit_scale.exp() * (image[0] @ asked) / asked.norm()
     is_close(head(image, text, torch.tensor([2])).scores.detach(), [expected.item()], 1e-9)

@@ -13,7 +13,8 @@ SLOWEST = 0.01  # share of a batch in the running mean and variance, once there 
 # s_a = exp(τ_a)·⟨f, q_a(t)⟩,   s = Σ_a w_a·(s_a − μ_a)/σ_a: VideoReward (Liu et al. 2025, arXiv 2501.13918)
 class Aspects(Head):
     """Settings: width D; names of the A aspects, in the order of the data's; weights w of the overall score, equal if
-    None; learned_weights, whether training changes them; logit_scale, all τ_a at the start.
+    None; learned_weights, whether training changes them; logit_scale, all τ_a at the start; prompt_rank, of the
+    queries' maps.
 
     μ_a, σ_a: running mean and deviation over the batches of training, kept as buffers. Before training every aspect is
     the cosine, and so is the ranking.
@@ -28,6 +29,7 @@ class Aspects(Head):
         weights: list[float] | None = None,
         learned_weights: bool = False,
         logit_scale: float = LARGEST,
+        prompt_rank: int = 0,
     ) -> None:
         super().__init__()
         check_names(names, weights)
@@ -38,8 +40,9 @@ class Aspects(Head):
             "weights": weights,
             "learned_weights": learned_weights,
             "logit_scale": logit_scale,
+            "prompt_rank": prompt_rank,
         }
-        self.queries = Queries(width, len(names), apart=False)
+        self.queries = Queries(width, len(names), rank=prompt_rank, apart=False)
         self.logit_scale = nn.Parameter(torch.full((len(names),), float(logit_scale)))
         self.weights = nn.Parameter(torch.tensor(weights), requires_grad=learned_weights)
         self.register_buffer("mean", torch.zeros(len(names)))

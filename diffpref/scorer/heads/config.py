@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from diffpref.config.limits import POSITIVE, Limits
+from diffpref.config.limits import NOT_NEGATIVE, POSITIVE, Limits
 from diffpref.scorer.heads.contract import Head
 from diffpref.scorer.heads.table import HEADS
 
@@ -18,6 +18,8 @@ class HeadConfig:
         name: A row of HEADS.
         logit_scale: Logarithm of the factor before the cosine, at the start (all but affine and gpm); never more than
             ln 100.
+        prompt_rank: Rank of the maps by which queries differ from prompt to prompt (aspects, gaussian, micro, pal of
+            kind b); 0, and every prompt is moved alike, which few prompts are enough for.
         names: Names of the aspects, in the order of the data's (aspects).
         weights: Of the aspects in the overall score (aspects); equal, when it is null.
         learned_weights: Training changes these weights (aspects).
@@ -32,6 +34,7 @@ class HeadConfig:
 
     name: Literal["affine", "aspects", "cosine", "gaussian", "gpm", "micro", "pal"] = "cosine"
     logit_scale: float = math.log(100)
+    prompt_rank: int = 0
     names: list[str] | None = None
     weights: list[float] | None = None
     learned_weights: bool = False
@@ -46,6 +49,7 @@ class HeadConfig:
 
 LIMITS: Limits = {
     "head.logit_scale": ("must be at most ln 100", lambda x: x <= math.log(100) + 1e-9),
+    "head.prompt_rank": NOT_NEGATIVE,
     "head.spread": POSITIVE,
     "head.dim": ("must be even and positive", lambda x: x > 0 and x % 2 == 0),
     "head.tau": POSITIVE,

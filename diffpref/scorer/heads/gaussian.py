@@ -14,15 +14,16 @@ NARROWEST, WIDEST = math.log(1e-3), math.log(1e2)  # spreads, in units of the lo
 
 # μ = exp(τ)·⟨f, q(t)⟩,   ln σ = ⟨u, f⟩ + ⟨v, t⟩ + c: HPSv3's two outputs (Ma et al. 2025, arXiv 2508.03789)
 class Gaussian(Head):
-    """Settings: width D; logit_scale, τ at the start; spread, σ at the start, of all items. Before training, the scores
+    """Settings: width D; logit_scale, τ at the start; spread, σ at the start, of all items; prompt_rank, of the query's
+    map. Before training, the scores
     are the cosine's."""
 
     gives = frozenset({"scores", "spread"})
 
-    def __init__(self, width: int, logit_scale: float = LARGEST, spread: float = 1.0) -> None:
+    def __init__(self, width: int, logit_scale: float = LARGEST, spread: float = 1.0, prompt_rank: int = 0) -> None:
         super().__init__()
-        self.settings = {"width": width, "logit_scale": logit_scale, "spread": spread}
-        self.query = Queries(width, 1, apart=False)
+        self.settings = {"width": width, "logit_scale": logit_scale, "spread": spread, "prompt_rank": prompt_rank}
+        self.query = Queries(width, 1, rank=prompt_rank, apart=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.log_spread = nn.Linear(2 * width, 1)
         nn.init.zeros_(self.log_spread.weight)

@@ -12,7 +12,7 @@ FAINTEST = 1e-12  # weight of a taste, so that its logarithm stays finite
 
 
 class Micro(Head):
-    """Settings: width D; tastes K; logit_scale, τ at the start.
+    """Settings: width D; tastes K; logit_scale, τ at the start; prompt_rank, of the queries' maps.
 
         r_k = exp(τ)·⟨f, q_k(t)⟩,   f(p) = softmax(G·t + g),   P(a ≻ b) = Σ_k f_k·σ(r_k(a) − r_k(b))
 
@@ -22,10 +22,10 @@ class Micro(Head):
 
     gives = frozenset({"components", "mixture"})
 
-    def __init__(self, width: int, tastes: int = 8, logit_scale: float = LARGEST) -> None:
+    def __init__(self, width: int, tastes: int = 8, logit_scale: float = LARGEST, prompt_rank: int = 0) -> None:
         super().__init__()
-        self.settings = {"width": width, "tastes": tastes, "logit_scale": logit_scale}
-        self.queries = Queries(width, tastes, apart=tastes > 1)
+        self.settings = {"width": width, "tastes": tastes, "logit_scale": logit_scale, "prompt_rank": prompt_rank}
+        self.queries = Queries(width, tastes, rank=prompt_rank, apart=tastes > 1)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.router = nn.Linear(width, tastes)
         nn.init.zeros_(self.router.weight)

@@ -15,7 +15,8 @@ SHRINKAGE = 0.1  # share of the identity's part in the prior's covariance, which
 
 
 class Pal(Head):
-    """Settings: width D; kind "a" or "b"; prototypes K; users, how many it knows; logit_scale, τ at the start.
+    """Settings: width D; kind "a" or "b"; prototypes K; users, how many it knows; logit_scale, τ at the start;
+    prompt_rank, of kind b's maps.
 
     Shares of user i: π_i [K] = softmax(w_i). A user it does not know, number −1, has the mean shares of those it does.
 
@@ -27,7 +28,13 @@ class Pal(Head):
     """
 
     def __init__(
-        self, width: int, kind: str = "b", prototypes: int = 8, users: int = 0, logit_scale: float = LARGEST
+        self,
+        width: int,
+        kind: str = "b",
+        prototypes: int = 8,
+        users: int = 0,
+        logit_scale: float = LARGEST,
+        prompt_rank: int = 0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -38,8 +45,9 @@ class Pal(Head):
             "prototypes": prototypes,
             "users": users,
             "logit_scale": logit_scale,
+            "prompt_rank": prompt_rank,
         }
-        self.tastes = KINDS[kind](width, prototypes)
+        self.tastes = KINDS[kind](width, prototypes, prompt_rank)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.users = nn.Embedding(users, prototypes)
         nn.init.zeros_(self.users.weight)
@@ -82,7 +90,7 @@ class Pal(Head):
 class IdealPoint(nn.Module):
     """Kind a."""
 
-    def __init__(self, width: int, prototypes: int) -> None:
+    def __init__(self, width: int, prototypes: int, rank: int) -> None:
         super().__init__()
         self.map = nn.Parameter(torch.eye(width))
         self.points = nn.Parameter(torch.randn(prototypes, width) * APART / width**0.5)
@@ -96,9 +104,9 @@ class IdealPoint(nn.Module):
 class Maps(nn.Module):
     """Kind b."""
 
-    def __init__(self, width: int, prototypes: int) -> None:
+    def __init__(self, width: int, prototypes: int, rank: int) -> None:
         super().__init__()
-        self.queries = Queries(width, prototypes, apart=prototypes > 1)
+        self.queries = Queries(width, prototypes, rank=rank, apart=prototypes > 1)
 
     def forward(self, image: Tensor, text: Tensor, shares: Tensor) -> Tensor:
         """Cosine [N]."""
