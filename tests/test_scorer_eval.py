@@ -109,6 +109,15 @@ def test_measures_of_pairs_by_hand(tmp_path):
     assert alike["accuracy"].value == pytest.approx((0.5 * 1 + 0.5 * 0 + 0.5 * 1) / 1.5)  # two cats, two dogs
 
 
+def test_a_user_that_is_no_number_is_nobody(tmp_path):
+    """Columns of floats say NaN where nobody is known."""
+    columns = {name: FEATURES[name] for name in ("prompt", "chosen", "rejected")}
+    features = Features(columns | {"user_id": Value("float64")})
+    rows = [pair("a", grey(9), grey(1), user) for user in (1.0, float("nan"), 1.0)]
+    pq.write_table(Dataset.from_list(rows, features=features).data.table, tmp_path / "a.parquet")
+    assert read(str(tmp_path / "a.parquet")).users == [1.0, None, 1.0]
+
+
 def test_lists_by_hand(tmp_path, capsys):
     rows = [
         ranked("a", [10, 20, 30], [1.0, 2.0, 3.0]),
@@ -312,6 +321,7 @@ def test_the_command(tmp_path, models):
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["pairs"], report["users"], report["resampling"]["seed"]) == (41, 6, 3)
     assert [one["name"] for one in report["models"]] == ["one", "two"]
+    assert report["model"] == [str(models / "one"), str(models / "two")] and report["truth"] == "truth"
     accuracies = [one["measures"]["accuracy"] for one in report["models"]]
     gap = report["differences"][0]
     assert gap["value"] == pytest.approx(accuracies[0]["value"] - accuracies[1]["value"])

@@ -70,35 +70,38 @@ def evaluate(arguments: Sequence[str]) -> None:
 def measured(args: Namespace, resampling: Any) -> Any:
     """The Outcome of these options. Scorers are loaded first: one that is not there should not wait for the others."""
     from diffpref.config import DataConfig
-    from diffpref.scorer.evaluate import evaluate, fit, judge, own
+    from diffpref.scorer.evaluate import evaluate, fit, judge
     from diffpref.scorer.evidence import read_evidence
     from diffpref.scorer.measures.pairs import with_winner
     from diffpref.scorer.outcome import Outcome
-    from diffpref.scorer.plugins import load_scorer
 
-    place = {"device": args.device} if args.device else {}
-    try:
-        scorers = {short: load_scorer(name, **place) for short, name in short_names(args.model).items()}
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    scorers = {short: loaded(name, args.device) for short, name in short_names(args.model).items()}
     config = DataConfig(args.data, args.split, args.format, args.kind, max_pairs=args.max, aspects=args.aspects)
     evidence = read_evidence(config, args.truth, personal=args.personal)
     with_winner(evidence.label)  # raises now what would be raised when all is scored
     settings = {"batch_size": args.batch_size, "workers": args.workers}
     judgements = [judge(scorer, evidence, name=name, **settings) for name, scorer in scorers.items()]
     if args.calibration:
-        other = read_evidence(replace(config, path=args.calibration, aspects=[]), personal=args.personal)
+        other = read_evidence(
+            replace(config, path=args.calibration, aspects=[], max_pairs=None), personal=args.personal
+        )
         judged = [judge(scorer, other, name=name, **settings) for name, scorer in scorers.items()]
         fits = [fit(one, other, args.calibration, temperature=args.fit_temperature) for one in judged]
-    elif args.fit_temperature:
-        fits = [fit(one, evidence, "", temperature=True) for one in judgements]
     else:
-        fits = [own(one) for one in judgements]
+        fits = [fit(one, evidence, "", temperature=args.fit_temperature) for one in judgements]
     results, gaps = evaluate(judgements, evidence, fits, resampling, prompts_alike=args.prompts_alike)
-    asked = {
-        name: value for name, value in vars(args).items() if name not in ("model", "out", "plot", "seed", "by_user")
-    }
+    asked = {name: value for name, value in vars(args).items() if name not in UNSAID}
     return Outcome(asked, evidence, judgements, results, gaps, resampling)
+
+
+def loaded(name: str, device: str | None) -> Any:
+    """A scorer by its name. Raises ValueError, also where its package is not installed."""
+    from diffpref.scorer.plugins import load_scorer
+
+    try:
+        return load_scorer(name, **({"device": device} if device else {}))
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
