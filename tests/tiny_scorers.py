@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
 
 from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.heads import HEADS
@@ -65,3 +66,20 @@ def write_open_clip(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> t
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
     save_file(towers.model.state_dict(), folder / "open_clip_model.safetensors")
     return towers.model
+
+
+def tiny_hf_clip(folder: Path, hidden_act: str = "gelu", **vision) -> CLIPModel:
+    """A random CLIPModel of transformers, saved to a folder."""
+    shared = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "hidden_act": hidden_act}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=shared | {"num_attention_heads": 2, "max_position_embeddings": CONTEXT},
+            vision_config=shared | {"num_attention_heads": 4, "image_size": SIZE, "patch_size": 8} | vision,
+            projection_dim=WIDTH,
+        )
+    )
+    for name, parameter in model.named_parameters():
+        parameter.data.mul_(20 if "embedding" in name else 3 if parameter.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    return model.eval()

@@ -10,7 +10,6 @@ A folder without scorer.json is a plain CLIP of open_clip.
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from diffpref.scorer.heads.contract import Head
 from diffpref.scorer.heads.cosine import Cosine
 from diffpref.scorer.tokens import SimpleTokenizer
 from diffpref.scorer.towers import Towers
-from diffpref.scorer.weights import fill, read_tensors, refuse_no_numbers
+from diffpref.scorer.weights import Tensors, fill, read_tensors, refuse_no_numbers
 
 FORMAT = 1
 CONFIG, TOWERS, HEAD, FACTS = "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "scorer.json"
@@ -112,25 +111,27 @@ def save_folder(folder: Path, parts: Parts, dtype: torch.dtype | None = None) ->
     facts |= {"head": head_name(parts.head), "settings": parts.head.settings}
     facts |= {"pixels": towers.pixels, "tokens": towers.tokens}
     config = {"model_cfg": towers.model_cfg, "preprocess_cfg": towers.preprocess_cfg}
-    writers: dict[str, Callable[[Path], object]] = {
-        CONFIG: lambda path: path.write_text(json.dumps(config, indent=1), encoding="utf-8"),
-        TOWERS: lambda path: save_weights(towers.model, path, dtype),
-        HEAD: lambda path: save_weights(parts.head, path),
-        FACTS: lambda path: path.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8"),
-    }
+    texts = {CONFIG: json.dumps(config, indent=1), FACTS: json.dumps(facts, indent=1, ensure_ascii=False)}
+    weights = {TOWERS: stored(towers.model, TOWERS, dtype), HEAD: stored(parts.head, HEAD)}
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(towers.tokenizer, SimpleTokenizer):
         towers.tokenizer.save_pretrained(folder)
-    for name, write in writers.items():
-        write(folder / f"{name}.part")
-    for name in writers:
-        os.replace(folder / f"{name}.part", folder / name)
+    try:
+        for name, tensors in weights.items():
+            save_file(tensors, folder / f"{name}.part")
+        for name, text in texts.items():
+            (folder / f"{name}.part").write_text(text, encoding="utf-8")
+        for name in (*weights, *texts):
+            os.replace(folder / f"{name}.part", folder / name)
+    finally:
+        for name in (*weights, *texts):
+            (folder / f"{name}.part").unlink(missing_ok=True)
 
 
-def save_weights(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
-    """The weights of a module as safetensors."""
+def stored(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> Tensors:
+    """The weights of a module as they are stored. Raises ValueError for what is NaN or infinite, perhaps in `dtype`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    refuse_no_numbers(tensors, str(path.with_suffix("")))
-    save_file(tensors, path)
+    refuse_no_numbers(tensors, name)
+    return tensors

@@ -54,9 +54,7 @@ def package(module: str, distribution: str, scorer: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"the scorer {scorer} needs the package {distribution}; to import it failed: {error}"
-        ) from error
+        raise ImportError(f"the scorer {scorer} needs the package {distribution}; importing failed: {error}") from error
 
 
 def graphics_card(device: str | None) -> str:

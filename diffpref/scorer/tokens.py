@@ -50,7 +50,7 @@ def count(tokenizer: Any, prompt: str) -> int:
     """How many tokens a prompt has, with those at its ends, before it is cut."""
     if isinstance(tokenizer, SimpleTokenizer):
         return len(tokenizer.encode(prompt)) + 2
-    return len(tokenizer.tokenizer(tokenizer.clean_fn(prompt)).input_ids)
+    return len(tokenizer.tokenizer(tokenizer.clean_fn(prompt), verbose=False).input_ids)  # else it warns, too
 
 
 def vocabulary(tokenizer: Any) -> int:
