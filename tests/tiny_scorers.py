@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
-from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.heads import HEADS
+from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.towers import Towers
 
 WIDTH, SIZE, CONTEXT = 24, 32, 16

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from diffpref.emoji_world.artwork import Artwork, load_artwork
 from diffpref.emoji_world.classifier import bend
-from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.heads import HEADS
+from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.towers import Towers
 
 PAIRS = Path(__file__).parent / "data" / "preferences" / "pairs.parquet"

@@ -5,8 +5,8 @@ from typing import Any
 
 # Loaded when asked for: the modules of training and measuring below need no CLIP.
 EXPORTS = {
-    "Embeddings": "clip",
-    "PreferenceScorer": "clip",
+    "Embeddings": "preference",
+    "PreferenceScorer": "preference",
     "CHECKPOINTS": "published",
     "load_scorer": "plugins",
     "Scorer": "contract",

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.contract import Scorer
+from diffpref.scorer.preference import PreferenceScorer
 
 GROUP = "diffpref.scorers"
 

@@ -125,13 +125,12 @@ def load_pickscore(checkpoint: Checkpoint, asked: Asked) -> Parts:
 def load_clip(asked: Asked) -> Parts:
     """A CLIP of open_clip, by name and tag, or by name and file."""
     name, _, tag = asked.name.removeprefix(CLIP).partition("/")
-    config, trained = config_of(asked.architecture or name), open_clip.get_pretrained_cfg(name, tag)
+    config, trained = dict(config_of(asked.architecture or name)), open_clip.get_pretrained_cfg(name, tag)
     if not asked.file and not trained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, pass file=PATH"
         raise ValueError(f"{asked.name}: open_clip has no weights {tag!r} of {name}, but {tags}")
-    config = config | (
-        {"quick_gelu": trained.get("quick_gelu", False)} if trained else {}
-    )  # as the weights were trained
+    if trained:  # the weights' activation, whatever the name's
+        config["quick_gelu"] = trained.get("quick_gelu", False)
     mend = f"{asked.name}: download the weights where there is a network, and pass file=PATH"
     path = asked.file or from_hub(partial(open_clip.download_pretrained, trained), mend)
     towers = Towers(config, trained, pixels="open_clip", dtype=asked.dtype)
@@ -276,9 +275,7 @@ def name_of(path: Path) -> str:
             f"{path} is a pickle, which can run code when it is read; only public checkpoints are taken from such"
             f' files. If it is one, say which: from_pretrained("hpsv2.1", file="{path}")'
         )
-    raise ValueError(
-        f'{path} is a file: give its folder, or say what it is: from_pretrained("pickscore", file="{path}")'
-    )
+    raise ValueError(f'{path} is a file: give its folder, or say what it is: from_pretrained("pickscore", file=…)')
 
 
 def folder_of(name: str) -> Path:

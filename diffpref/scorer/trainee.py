@@ -4,11 +4,11 @@ import torch
 from open_clip.utils import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.config import ScorerConfig, TowersConfig
 from diffpref.scorer.heads.config import make_head, options
 from diffpref.scorer.heads.contract import Head, Judged
 from diffpref.scorer.heads.table import HEADS
+from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.towers import Towers
 
 

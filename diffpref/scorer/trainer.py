@@ -18,12 +18,12 @@ from diffpref.data.groups import number_of
 from diffpref.journal import Journal
 from diffpref.loop import Loop, check_trackers, in_folder
 from diffpref.run_folder import checkpoint_to_resume
-from diffpref.scorer.clip import PreferenceScorer
 from diffpref.scorer.config import ScorerConfig
 from diffpref.scorer.features import open_features, prepare, view_of
 from diffpref.scorer.heads.config import check_head, takes_users
 from diffpref.scorer.learner import Learner
 from diffpref.scorer.losses import check_loss, needs_fields
+from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.report import conclude
 from diffpref.scorer.trainee import Trainee, frozen, head_of, lock
 from diffpref.scorer.validation import Best, HeldOut, Margins

@@ -122,7 +122,7 @@ def test_prompts_are_embedded_once():
 
 
 def test_the_least_used_prompts_are_forgotten(monkeypatch):
-    monkeypatch.setattr("diffpref.scorer.clip.REMEMBERED", 2)
+    monkeypatch.setattr("diffpref.scorer.preference.REMEMBERED", 2)
     scorer = tiny_scorer()
     for prompt in ("a", "b", "a", "c"):
         scorer.score(images=pictures(1), prompts=prompt)
