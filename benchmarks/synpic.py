@@ -3,20 +3,20 @@
     python benchmarks/synpic.py            what is there already is not made again; --fresh begins anew
     python benchmarks/synpic.py --quick    shows that it works
 
-    tuned      the quickstart's run, half as long: the second pipeline
+    tuned      the quickstart's run, a quarter as long: the second pipeline
     users_a    affine heads on the bundled scorer's towers, each fitted to the choices of half of the users: they and
     users_b    the bundled scorer are the three that vote
     rankdpo    configs/synpic_rankdpo.yaml on lists of four pictures of each pipeline
     base_only  the same on the base's own four: what is learnt from votes alone, and not from better pictures
 
-All from the concepts that preferences are trained on; the win rates are of the others. The truth is looked at once the
-lists are written, to say how well the scorers know it.
+All from the concepts that preferences are trained on; the win rates are of the others, in pictures of seeds of their
+own. The truth is looked at once the lists are written, to say how well the scorers know it.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from data import machine, say
+from PIL import Image
 from worlds import EMOJI, REPOSITORY
 
 from diffpref.commands import inspect, rank, sample, score
 from diffpref.config import load_config
 from diffpref.data.pictures import open_picture
 from diffpref.emoji_world.artwork import caption, load_artwork, split_concepts
+from diffpref.emoji_world.classifier import concept_recognition
 from diffpref.emoji_world.users import TRAIN, majority_utility
+from diffpref.figures import before_after
 from diffpref.report import environment, write_report, write_whole
 from diffpref.scorer.config import load_scorer_config
 from diffpref.scorer.measures.lists import list_measures
@@ -41,31 +44,29 @@ from diffpref.synpic.ranking import rank as rank_pictures
 from diffpref.synpic.scored import Scored, read_scored
 from diffpref.synpic.summary import agreement, wins_of
 from diffpref.trainer import Trainer
+from diffpref.winrate import win_rate
 
 CONFIGS, BASE, PAIRS = REPOSITORY / "configs", EMOJI / "pipeline", EMOJI / "preferences" / "pairs.parquet"
 GALLERY, RESULTS = REPOSITORY / "gallery" / "synpic", REPOSITORY / "benchmarks" / "results"
+FIRST = 1000  # seed of what the win rates are of
 SCORERS, HALVES = ("bundled", "users_a", "users_b"), {"users_a": (0, TRAIN // 2), "users_b": (TRAIN // 2, TRAIN)}
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much is drawn and trained. prompts: of those there are, None for all.  seeds: of each pipeline and prompt.
-    heads: steps of a scorer's head.  images: of a prompt, for the win rate.  model: the scorer to begin with."""
+    sampler: its steps.  tuned, heads, rankdpo: training steps.  images: of a prompt, for the win rates.  model: the
+    scorer to begin with."""
 
     folder: Path
     prompts: int | None = None
     seeds: int = 4
     sampler: int = 16
-    tuned: int = 120
+    tuned: int = 60
     heads: int = 400
-    rankdpo: int = 120
+    rankdpo: int = 40
     images: int = 4
     model: str = "bundled"
-
-    @property
-    def drawing(self) -> list[str]:
-        """Of the sampler, at the end of a run."""
-        return ["--sample.num_inference_steps", str(self.sampler), "--sample.images_per_prompt", str(self.images)]
 
 
 # --- stages: each leaves one file, and is not run where that is -----------------------------------------------------
@@ -80,9 +81,11 @@ def once(path: Path, make: Callable[[], object]) -> Path:
 
 
 def diffusion_run(scale: Scale, name: str, config: str, steps: int, *more: str) -> Path:
-    """A training run's report; one that was stopped goes on."""
-    line = ["--config", str(CONFIGS / config), "--name", name, "--output_dir", str(scale.folder), *scale.drawing]
-    line += ["--train.max_train_steps", str(steps), "--train.resume_from_checkpoint", "latest", *more]
+    """A training run's report; one that was stopped goes on. Pictures are drawn later, of all runs together."""
+    line = ["--config", str(CONFIGS / config), "--name", name, "--output_dir", str(scale.folder), *more]
+    line += ["--train.max_train_steps", str(steps), "--train.checkpointing_steps", "20"]
+    line += ["--train.resume_from_checkpoint", "latest", "--sample.prompts", "[]", "--sample.validation_steps", "0"]
+    line += ["--judge.judge", "null", "--judge.measures", "{}"]
     return once(scale.folder / name / "report.json", lambda: Trainer(load_config(line)).run())
 
 
@@ -112,15 +115,21 @@ def scorer_run(scale: Scale, name: str) -> Path:
     return scale.folder / name / "scorer"
 
 
-def draw(scale: Scale) -> Path:
-    """diffpref sample, of all prompts that preferences are trained on."""
-    prompts = [caption(concept) for concept in split_concepts(load_artwork().concepts)[0]][: scale.prompts]
-    listed = scale.folder / "prompts.txt"
-    listed.write_text("\n".join(prompts) + "\n")
-    line = ["--pipeline", f"base={BASE}", f"tuned={BASE}", "--lora", f"tuned={scale.folder / 'tuned'}"]
-    line += ["--prompts", str(listed), "--seeds", str(scale.seeds), "--steps", str(scale.sampler), "--guidance", "1.5"]
-    sample.run([*line, "--batch-size", "24", "--out", str(scale.folder / "pictures")])
-    return scale.folder / "pictures"
+def draw(scale: Scale, name: str, runs: Sequence[str], prompts: Path, seeds: str) -> Path:
+    """diffpref sample: pictures of the base and of the base with the adapters of some runs."""
+    line = ["--pipeline", *(f"{name}={BASE}" for name in ("base", *runs)), "--prompts", str(prompts)]
+    line += ["--lora", *(f"{name}={scale.folder / name}" for name in runs), "--seeds", seeds, "--guidance", "1.5"]
+    line += ["--steps", str(scale.sampler), "--batch-size", "24", "--out", str(scale.folder / name)]
+    sample.run(line)
+    return scale.folder / name
+
+
+def prompts(scale: Scale, name: str, held_out: bool) -> Path:
+    """A file of the concepts that preferences are trained on, or of the others."""
+    path = scale.folder / f"{name}.txt"
+    concepts = split_concepts(load_artwork().concepts)[held_out][: scale.prompts]
+    path.write_text("\n".join(caption(concept) for concept in concepts) + "\n")
+    return path
 
 
 def judge(scale: Scale, pictures: Path) -> Path:
@@ -146,13 +155,53 @@ def of_base(scale: Scale, scored: Path) -> Path:
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def truths(pictures: list[Scored], folder: Path) -> dict[str, float]:
-    """Key -> the majority's true utility of a picture, which neither scorers nor training saw."""
+def drawn(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key -> a row of the shards, with its picture opened."""
     shards = [pq.read_table(path).to_pylist() for path in sorted(folder.glob("*.parquet"))]
-    rows = {row["key"]: row for shard in shards for row in shard}
-    some = [rows[one.about["key"]] for one in pictures]
-    values = majority_utility([open_picture(row["image"]) for row in some], [row["prompt"] for row in some])
-    return dict(zip((row["key"] for row in some), values.tolist(), strict=True))
+    return {row["key"]: row | {"image": open_picture(row["image"])} for shard in shards for row in shard}
+
+
+def truths(folder: Path) -> dict[str, float]:
+    """Key -> the majority's true utility of a picture, which neither scorers nor training saw."""
+    rows = drawn(folder)
+    values = majority_utility([row["image"] for row in rows.values()], [row["prompt"] for row in rows.values()])
+    return dict(zip(rows, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of one pipeline, in an order that is the same for all. scores, recognised: of each."""
+
+    images: list[Image.Image]
+    prompts: list[str]
+    scores: np.ndarray
+    recognised: float
+
+
+def by_pipeline(folder: Path) -> dict[str, Drawn]:
+    """Judged pictures by pipeline."""
+    together: dict[str, list[dict[str, Any]]] = {}
+    for row in drawn(folder).values():
+        together.setdefault(row["pipeline"], []).append(row)
+    found = {}
+    for name, rows in together.items():
+        images, said = [row["image"] for row in rows], [row["prompt"] for row in rows]
+        recognised = float(np.mean(concept_recognition(images, said)))
+        found[name] = Drawn(images, said, majority_utility(images, said), recognised)
+    return found
+
+
+def verdicts(evaluated: dict[str, Drawn]) -> dict[str, dict[str, Any]]:
+    """Win rates against the base of all the others, seed by seed."""
+    base = evaluated["base"]
+    return {
+        name: {
+            "win_rate": win_rate(one.scores, base.scores, one.prompts).as_dict(),
+            "concept_recognition": {"before": base.recognised, "after": one.recognised},
+        }
+        for name, one in evaluated.items()
+        if one is not base
+    }
 
 
 def knowledge(pictures: list[Scored], truth: dict[str, float]) -> dict[str, Any]:
@@ -172,21 +221,20 @@ def knowledge(pictures: list[Scored], truth: dict[str, float]) -> dict[str, Any]
     return {"truth": taus, "agreement": between, "best": best}
 
 
-def numbers(scale: Scale, pictures: Path, scored: Path, runs: dict[str, Path], quick: bool) -> dict[str, Any]:
+def numbers(scale: Scale, scored: Path, evaluated: dict[str, Drawn], quick: bool) -> dict[str, Any]:
     """All of them, for JSON."""
     every, _ = read_scored([scored], SCORERS)
-    reports = {name: json.loads(path.read_text()) for name, path in runs.items()}
-    kept = ("win_rate", "measures", "steps", "groups_seen", "groups_in_set", "seconds")
-    heads = {name: json.loads((scale.folder / name / "report.json").read_text())["after"] for name in HALVES}
+    won, kept = verdicts(evaluated), ("steps", "groups_seen", "groups_in_set", "seconds")
+    reports = {name: json.loads((scale.folder / name / "report.json").read_text()) for name in (*won, *HALVES)}
     return {
         "command": "python benchmarks/synpic.py" + " --quick" * quick,
         "environment": environment(),
         "pictures": len(every),
         "prompts": len({one.prompt for one in every}),
         "seeds": scale.seeds,
-        **knowledge(every, truths(every, pictures)),
-        "heads": {name: after["accuracy"] for name, after in heads.items()},
-        "runs": {name: {key: report[key] for key in kept} for name, report in reports.items()},
+        **knowledge(every, truths(scale.folder / "pictures")),
+        "heads": {name: reports[name]["after"]["accuracy"] for name in HALVES},
+        "runs": {name: said | {key: reports[name][key] for key in kept} for name, said in won.items()},
     }
 
 
@@ -206,7 +254,7 @@ def interval(value: dict[str, Any], digits: int = 2) -> str:
 
 def run_line(name: str, run: dict[str, Any]) -> str:
     """A row of the table of runs."""
-    rate, concept = run["win_rate"], run["measures"]["concept_recognition"]
+    rate, concept = run["win_rate"], run["concept_recognition"]
     return (
         f"| `{name}`: {WORDS[name]} | {run['steps']} steps, {run['groups_in_set']} in the set | {interval(rate)} |"
         f" {rate['n']} | {rate['ties']} | {concept['before']:.2f} → {concept['after']:.2f} |"
@@ -217,7 +265,8 @@ def page(found: dict[str, Any]) -> str:
     """gallery/synpic/README.md, from the numbers alone."""
     best, runs = found["best"], found["runs"]
     won = ", ".join(f"{name} {share:.2f}" for name, share in best["votes"].items())
-    taus = [f"| {name} | {interval(tau)} | {tau['n']} |" for name, tau in found["truth"].items()]
+    known = {name: found["truth"][name] for name in (*SCORERS, "votes")}
+    taus = [f"| {name} | {interval(tau)} | {tau['n']} |" for name, tau in known.items()]
     agree = "; ".join(f"{pair} {tau['value']:.2f}" for pair, tau in found["agreement"].items())
     heads = ", ".join(f"{name} {interval(a)} (n={a['n']})" for name, a in found["heads"].items())
     return f"""# Synthetic preferences: two pipelines, three scorers, RankDPO
@@ -242,7 +291,7 @@ true utility. Intervals: 95 %, bootstrap over prompts. One seed.
 
 | run | trained | win rate vs base | n | ties | concept recognised |
 |---|---|---|---|---|---|
-{chr(10).join(run_line(name, run) for name, run in runs.items())}
+{chr(10).join(run_line(name, runs[name]) for name in WORDS)}
 
 ## Do the scorers know the taste?
 
@@ -262,10 +311,19 @@ Hardware: {found["environment"]["hardware"]}, shared with other work.
 """
 
 
-def show(scale: Scale, found: dict[str, Any], gallery: Path) -> None:
+def show(scale: Scale, found: dict[str, Any], evaluated: dict[str, Drawn], gallery: Path) -> None:
     """The page and its pictures."""
     gallery.mkdir(parents=True, exist_ok=True)
-    shutil.copy(scale.folder / "rankdpo" / "before_after.png", gallery / "before_after.png")
+    base, after, rate = evaluated["base"], evaluated["rankdpo"], found["runs"]["rankdpo"]["win_rate"]
+    before_after(
+        base.images,
+        after.images,
+        base.prompts,
+        gallery / "before_after.png",
+        scores=(base.scores, after.scores),
+        title="RankDPO on synthetic preferences",
+        subtitle=f"win rate against the base {interval(rate)}, n={rate['n']}",
+    )
     inspect.run([str(scale.folder / "lists.parquet"), "--out", str(gallery / "lists.png"), "--shown", "8"])
     write_whole(gallery / "README.md", page(found))
 
@@ -273,17 +331,17 @@ def show(scale: Scale, found: dict[str, Any], gallery: Path) -> None:
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-def everything(scale: Scale, quick: bool) -> dict[str, Any]:
-    """From the base to the numbers."""
+def everything(scale: Scale) -> tuple[Path, dict[str, Drawn]]:
+    """From the base to scores, preferences, and judged pictures of every run."""
     scale.folder.mkdir(parents=True, exist_ok=True)
-    runs = {"tuned": diffusion_run(scale, "tuned", "quickstart.yaml", scale.tuned, "--sample.validation_steps", "0")}
-    pictures = draw(scale)
-    scored = judge(scale, pictures)
+    diffusion_run(scale, "tuned", "quickstart.yaml", scale.tuned)
+    trained_on, others = prompts(scale, "prompts", held_out=False), prompts(scale, "held_out", held_out=True)
+    scored = judge(scale, draw(scale, "pictures", ["tuned"], trained_on, str(scale.seeds)))
     lists = {"rankdpo": vote(scale, scored, "lists"), "base_only": vote(scale, of_base(scale, scored), "lists-base")}
     for name, path in lists.items():
-        more = ["--data.path", str(path)]
-        runs[name] = diffusion_run(scale, name, "synpic_rankdpo.yaml", scale.rankdpo, *more)
-    return numbers(scale, pictures, scored, runs, quick)
+        diffusion_run(scale, name, "synpic_rankdpo.yaml", scale.rankdpo, "--data.path", str(path))
+    seeds = f"{FIRST}-{FIRST + scale.images - 1}"
+    return scored, by_pipeline(draw(scale, "evaluation", ["tuned", *lists], others, seeds))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -299,10 +357,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.fresh:
         shutil.rmtree(scale.folder, ignore_errors=True)
-    found = everything(scale, args.quick)
+    scored, evaluated = everything(scale)
+    found = numbers(scale, scored, evaluated, args.quick)
     out = scale.folder / "synpic.json" if args.quick else RESULTS / f"synpic-{machine()}.json"
     write_report(out, found)
-    show(scale, found, scale.folder / "gallery" if args.quick else GALLERY)
+    show(scale, json.loads(out.read_text()), evaluated, scale.folder / "gallery" if args.quick else GALLERY)
     say(f"numbers: {out}")
 
 

@@ -1,8 +1,9 @@
 """diffpref rank: preferences out of scores."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffpref.commands.arguments import Parser, check_target
 
@@ -43,9 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     check_target(args.out, (".parquet",))
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"{args.out} is there already; --overwrite replaces it")
-    from tqdm.auto import tqdm
-
-    from diffpref.synpic.preferences import Pictures, check_names, list_rows, pair_rows, write
+    from diffpref.synpic.preferences import check_names, write
     from diffpref.synpic.ranking import Left, rank
     from diffpref.synpic.scored import read_scored
     from diffpref.synpic.summary import lines
@@ -54,12 +53,18 @@ def run(arguments: Sequence[str]) -> None:
     check_names(scorers)
     left = Left()
     groups = rank(pictures, scorers, left, by=args.by, columns=args.group_by, min_gap=args.min_gap)
-    bar = tqdm(groups, "writing", unit="group", delay=1)
-    rows = (
-        pair_rows(bar, scorers, Pictures(), args.pairs, args.min_gap)
-        if args.pairs
-        else list_rows(bar, scorers, Pictures())
-    )
-    written = write(rows, args.out)
+    written = write(rows(groups, scorers, args), args.out)
     print("\n".join(lines(groups, scorers, left, args.by)))
     print(f"written to   {args.out}: {written} {'pairs' if args.pairs else 'lists'}")
+
+
+def rows(groups: Sequence[Any], scorers: Sequence[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Of the file, as they are written."""
+    from tqdm.auto import tqdm
+
+    from diffpref.synpic.preferences import Pictures, list_rows, pair_rows
+
+    bar = tqdm(groups, "writing", unit="group", delay=1)
+    if args.pairs:
+        return pair_rows(bar, scorers, Pictures(), args.pairs, args.min_gap)
+    return list_rows(bar, scorers, Pictures())

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,32 +133,17 @@ def check_names(scorers: Sequence[str]) -> None:
 
 def write(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """A parquet file that is there whole or not at all; returns how many rows it has. A picture that recurs beside
-    itself is stored once (dictionary pages)."""
+    itself is stored once (dictionary pages). Raises ValueError where there is no row."""
     sweep(path)
-    written, waiting, writer = 0, [], None
-    with written_whole(path) as beside:
-        try:
-            for row in rows:
-                writer = writer or open_writer(beside, row)
-                waiting.append(row)
-                if len(waiting) == ROWS:
-                    write_rows(writer, waiting)
-                    written, waiting = written + len(waiting), []
-            if writer is None:
-                raise ValueError("there is no preference to write")
-            write_rows(writer, waiting)
-        finally:
-            if writer is not None:
-                writer.close()
-    return written + len(waiting)
-
-
-def open_writer(path: Path, row: dict[str, Any]) -> pq.ParquetWriter:
-    """A file of rows such as this one."""
-    schema = features(row).arrow_schema
-    return pq.ParquetWriter(path, schema, compression="zstd", dictionary_pagesize_limit=2**30)
-
-
-def write_rows(writer: pq.ParquetWriter, rows: list[dict[str, Any]]) -> None:
-    """One row group."""
-    writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+    rows, number = iter(rows), 0
+    if (first := next(rows, None)) is None:
+        raise ValueError("there is no preference to write")
+    schema, rows = features(first).arrow_schema, chain([first], rows)
+    with (
+        written_whole(path) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd", dictionary_pagesize_limit=2**30) as writer,
+    ):
+        while some := list(islice(rows, ROWS)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+            number += len(some)
+    return number
