@@ -116,7 +116,10 @@ def load(models: Sequence[tuple[str | None, str]], options: dict[str, Any]) -> d
 
     scorers: dict[str, Any] = {}
     for name, model in models:
-        scorer = load_scorer(model, **options)
+        try:
+            scorer = load_scorer(model, **options)
+        except ImportError as error:  # of a package that this scorer needs
+            raise ValueError(f"--model {model}: {error}") from error
         name = name or scorer.name
         if name in (*scorers, *KINDS, IMAGE):
             raise ValueError(f"--model: the column {name} is taken; --model NAME={model} gives it another name")
