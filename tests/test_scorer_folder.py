@@ -87,6 +87,14 @@ def test_a_tokenizer_of_transformers_lies_in_the_folder(tmp_path):
     assert (tokens[1] == made.eos_token_id).int().argmax() > (tokens[0] == made.eos_token_id).int().argmax()
 
 
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    config = TINY | {"text_cfg": TINY["text_cfg"] | {"hf_tokenizer_name": "somebody/words"}}
+    with pytest.raises(FileNotFoundError, match="no tokenizer somebody/words in the hub"):
+        tiny_towers(model_cfg=config)
+    with pytest.raises(FileNotFoundError, match=f"no tokenizer somebody/words in {tmp_path}"):
+        tiny_towers(model_cfg=config, folder=tmp_path)
+
+
 def test_nan_weights_are_not_written(tmp_path):
     scorer = tiny_scorer()
     scorer.towers.model.ln_final.bias[3] = torch.nan

@@ -302,6 +302,13 @@ def test_two_methods_make_a_scorer():
         Brightness().score(images=grey, user="anna")
 
 
+def test_a_bar_is_shown_if_asked(capsys):
+    tiny_scorer().score(images=pictures(3), prompts="x", batch_size=2, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    tiny_scorer().score(images=pictures(3), prompts="x", batch_size=2)
+    assert capsys.readouterr().err == ""
+
+
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,8 @@
 
 Pictures are PIL images of any mode; files, folders (their pictures, sorted, without subfolders) and globs; undecoded
 files {"bytes", "path"} or bytes; arrays [H,W], [H,W,3] or [N,H,W,3]; tensors [3,H,W] or [N,3,H,W]; or an iterable of
-such. Arrays and tensors hold uint8, or floats in [0,1], which are rounded to 8 bits, as if saved.
+such. Arrays and tensors hold uint8, or floats in [0,1], which are rounded to 8 bits, as if saved. Pictures are turned
+as their EXIF data says; of an animation the first frame counts.
 """
 
 import glob

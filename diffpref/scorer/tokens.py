@@ -35,11 +35,15 @@ def common_tokenizer() -> SimpleTokenizer:
 
 
 def make_tokenizer(text_cfg: dict[str, Any], clean: str = "open_clip", folder: Path | None = None) -> Any:
-    """open_clip's tokenizer, prompts -> [N,L], or transformers' by its name in `text_cfg`, from `folder` if given."""
+    """open_clip's tokenizer, prompts -> [N,L], or transformers' by its name in `text_cfg`, from `folder` if given.
+    Raises FileNotFoundError where that is not to be had."""
     length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
     if name := text_cfg.get("hf_tokenizer_name"):
         settings = {"tokenizer_mode": text_cfg.get("tokenizer_mode")} | (text_cfg.get("tokenizer_kwargs") or {})
-        return HFTokenizer(str(folder or name), context_length=length, split_special_tokens=True, **settings)
+        try:
+            return HFTokenizer(str(folder or name), context_length=length, split_special_tokens=True, **settings)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f"no tokenizer {name} in {folder or 'the hub'} ({error})") from error
     settings = text_cfg.get("tokenizer_kwargs")
     tokenizer = SimpleTokenizer(**settings) if settings else copy.copy(common_tokenizer())
     tokenizer.context_length, tokenizer.clean_fn = length, partial(spelled, clean=CLEAN[clean])
@@ -51,8 +55,3 @@ def count(tokenizer: Any, prompt: str) -> int:
     if isinstance(tokenizer, SimpleTokenizer):
         return len(tokenizer.encode(prompt)) + 2
     return len(tokenizer.tokenizer(tokenizer.clean_fn(prompt), verbose=False).input_ids)  # else it warns, too
-
-
-def vocabulary(tokenizer: Any) -> int:
-    """How many tokens there are."""
-    return tokenizer.vocab_size if isinstance(tokenizer, SimpleTokenizer) else len(tokenizer.tokenizer)

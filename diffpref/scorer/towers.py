@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from diffpref.scorer.pixels import PIXELS
-from diffpref.scorer.tokens import count, make_tokenizer, vocabulary
+from diffpref.scorer.tokens import SimpleTokenizer, count, make_tokenizer
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:
@@ -68,9 +68,10 @@ class Towers(nn.Module):
         self.told = False
 
     def check_vocabulary(self) -> None:
-        """Raise ValueError for a tokenizer with more tokens than the text tower has."""
-        known, there = self.model_cfg["text_cfg"].get("vocab_size", 49408), vocabulary(self.tokenizer)
-        if there > known:
+        """Raise ValueError for a text tower with fewer tokens than open_clip's tokenizer has."""
+        known = self.model_cfg["text_cfg"].get("vocab_size", 49408)
+        if isinstance(self.tokenizer, SimpleTokenizer) and self.tokenizer.vocab_size > known:
+            there = self.tokenizer.vocab_size
             raise ValueError(f"the tokenizer has {there} tokens, the text tower {known}: they do not belong together")
 
     @property
