@@ -116,16 +116,22 @@ def save_folder(folder: Path, parts: Parts, dtype: torch.dtype | None = None) ->
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(towers.tokenizer, SimpleTokenizer):
         towers.tokenizer.save_pretrained(folder)
+    write_whole(folder, weights, texts)
+
+
+def write_whole(folder: Path, weights: dict[str, Tensors], texts: dict[str, str]) -> None:
+    """Every file beside its place first, then all into their places: a full disk or Ctrl-C leaves the old ones."""
+    parts = {name: folder / f"{name}.part" for name in (*weights, *texts)}
     try:
         for name, tensors in weights.items():
-            save_file(tensors, folder / f"{name}.part")
+            save_file(tensors, parts[name])
         for name, text in texts.items():
-            (folder / f"{name}.part").write_text(text, encoding="utf-8")
-        for name in (*weights, *texts):
-            os.replace(folder / f"{name}.part", folder / name)
+            parts[name].write_text(text, encoding="utf-8")
+        for name, part in parts.items():
+            os.replace(part, folder / name)
     finally:
-        for name in (*weights, *texts):
-            (folder / f"{name}.part").unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def stored(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> Tensors:
