@@ -291,6 +291,16 @@ def test_a_line_each_goes_in_the_order_of_the_pictures_and_numbers_must_agree(tm
         check(Sources((Lines([]),)), three)
 
 
+def test_a_line_each_is_refused_where_numbers_in_names_leave_the_order_open(tmp_path):
+    fill(tmp_path / "p", *(f"{number}.png" for number in range(1, 11)))
+    lines = tmp_path / "ten.txt"
+    lines.write_text("\n".join(f"prompt {number}" for number in range(1, 11)))
+    with pytest.raises(ValueError, match=r"but is .*/10.png before .*/2.png, or after it\? Give a list with the names"):
+        check(sources([str(tmp_path / "p")], Reading()), said(str(lines)))
+    (tmp_path / "p" / "10.png").rename(tmp_path / "p" / "x10.png")
+    assert check(sources([str(tmp_path / "p")], Reading()), said(str(lines))) == (10, True)
+
+
 def test_a_list_names_pictures_from_its_folder_from_theirs_or_by_their_names(tmp_path):
     fill(tmp_path / "pics", "sub/a.png", "b.png", "c.png", "d.png")
     rows = [("pics/sub/a.png", "one"), ("c.png", "three"), (str(tmp_path / "pics" / "b.png"), "two")]
@@ -317,6 +327,9 @@ def test_two_prompts_of_one_picture_are_refused(tmp_path):
         check(everything, said("x"))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "prompt": "y"}\n')
     with pytest.raises(ValueError, match=r"b.txt says 'a pear'; .*metadata.jsonl says 'y'"):
+        check(everything, None)
+    (tmp_path / "metadata.jsonl").write_text('{"chosen_file_name": "b.png"}\n')
+    with pytest.raises(ValueError, match=r"row 1: .* it has chosen_file_name \(--no-sidecars does not"):
         check(everything, None)
     (tmp_path / "metadata.csv").write_text("file_name,prompt\nb.png,y\n")
     with pytest.raises(ValueError, match="both give prompts"):

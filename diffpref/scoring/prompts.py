@@ -128,7 +128,10 @@ def metadata(folder: str) -> tuple[str, Named] | None:
     paths = [path for name in METADATA if os.path.exists(path := os.path.join(folder, name))]
     if len(paths) > 1:
         raise ValueError(f"{paths[0]} and {paths[1]} both give prompts; leave one out")
-    return (paths[0], named(paths[0])) if paths else None
+    try:
+        return (paths[0], named(paths[0])) if paths else None
+    except ValueError as error:
+        raise ValueError(f"{error} (--no-sidecars does not read it)") from error
 
 
 def agreed(name: str, words: dict[str, str | None]) -> str | None:

@@ -47,6 +47,8 @@ def check(sources: Sources, given: Said | None) -> tuple[int | None, bool]:
     if isinstance(given, Lined) and total != len(given.prompts):
         pictures = "pairs from standard input" if total is None else f"{total} pictures"
         raise ValueError(f"--prompts: {len(given.prompts)} lines for {pictures}; give one for each, or one for all")
+    if isinstance(given, Lined):
+        sources.refuse_unclear_order()
     seen = [prompt_of(item, number, given) for number, item in sources.glance(counts)]
     return total, any(prompt is not None for prompt in seen) or len(seen) != total
 
@@ -84,9 +86,13 @@ def score_to(
     except BaseException:
         if unfinished.done:
             print(f"{unfinished.done} rows are kept in {unfinished.folder}; the same command goes on from there")
+        else:
+            unfinished.remove()
         raise
     if tally.rows:
         finish(unfinished, out)
+    else:
+        unfinished.remove()
     return progress
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,27 @@ class Sources:
                 yield from enumerate(looked_at, number)
                 number += count
 
+    def refuse_unclear_order(self) -> None:
+        """Raise ValueError where numbers in names, 9.png and 10.png, make it a question which picture comes first."""
+        for part in self.parts:
+            files = part.files if isinstance(part, Pictures) else []
+            counted = sorted(files, key=as_numbers)
+            if files == sorted(files) != counted:
+                one = next(one for one, other in zip(files, counted, strict=True) if one != other)
+                raise ValueError(
+                    f"--prompts: a line for each picture, but is {one} before {counted[files.index(one)]}, or after "
+                    "it? Give a list with the names of the files (.csv or .jsonl)"
+                )
+
     def items(self) -> Iterator[Item]:
         """Those of the first, of the second, …"""
         for part in self.parts:
             yield from part.items()
+
+
+def as_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 9.png before 10.png."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def sources(names: Sequence[str], reading: Reading, stdin: Iterable[bytes] | None = None) -> Sources:
