@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,9 +228,17 @@ def test_other_prompts_seeds_shards_and_weights_are_refused(world, whole, tmp_pa
     other = ["--pipeline", f"base={tmp_path / 'other'}", "--prompts", *PROMPTS, "red!"]
     with pytest.raises(ValueError) as refused:
         command.run([*other, "--steps", "2", "--guidance", "3", "--seeds", "2", "--out", str(whole)])
-    keys = "pipelines.base.weights, prompts.count, prompts.sha256, seeds, shard_size"
+    keys = "pipelines.base.pipeline, prompts.count, prompts.sha256, seeds, shard_size"
     assert f"made with other settings ({keys}, see" in str(refused.value)
-    assert rows(whole)[0]["key"] not in {row["key"] for row in rows(whole)[1:]}
+
+
+def test_another_scheduler_in_the_same_place_is_refused(world, whole, tmp_path):
+    shutil.copytree(world / "sd", tmp_path / "sd")
+    config = tmp_path / "sd/scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace('"steps_offset": 1', '"steps_offset": 0'))
+    line = ["--pipeline", f"base={tmp_path / 'sd'}", "--prompts", *PROMPTS, "--seeds", "3", "--shard-size", "4"]
+    with pytest.raises(ValueError, match=r"other settings \(pipelines.base.pipeline, see"):
+        command.run([*line, "--steps", "2", "--guidance", "3", "--out", str(whole)])
 
 
 def test_a_folder_that_moved_is_the_same_and_pipelines_can_be_added(world, whole):

@@ -97,15 +97,15 @@ def check_source(source: Source) -> None:
     try:
         config = DiffusionPipeline.load_config(source.path)
         if source.lora is not None:
-            getattr(diffusers, config["_class_name"]).lora_state_dict(*lora_file(source.lora), use_safetensors=True)
+            getattr(diffusers, config["_class_name"]).lora_state_dict(lora_file(source.lora), use_safetensors=True)
     except (OSError, ValueError, AttributeError) as error:  # the last: a class that is unknown, or takes no LoRA
         raise ValueError(f"pipeline {source.name}: {error}") from error
 
 
-def lora_file(path: str) -> tuple[str]:
+def lora_file(path: str) -> str:
     """What diffusers wants to be given: a run's folder holds more than its adapter."""
     inside = Path(path) / LORA
-    return (str(inside) if inside.is_file() else path,)
+    return str(inside) if inside.is_file() else path
 
 
 def open_pipeline(source: Source, device: torch.device) -> DiffusionPipeline:
@@ -113,7 +113,7 @@ def open_pipeline(source: Source, device: torch.device) -> DiffusionPipeline:
     try:
         pipe = load_pipeline(ModelConfig(source.path, variant=source.variant, dtype=source.dtype))
         if source.lora is not None:
-            pipe.load_lora_weights(*lora_file(source.lora), use_safetensors=True)
+            pipe.load_lora_weights(lora_file(source.lora), use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"pipeline {source.name}: {error}") from error
     return pipe.to(device)

@@ -41,8 +41,11 @@ class Source:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What its pictures depend on: files by their contents, wherever they lie, hub ids by their name."""
-        made_of = {"weights": content(self.path, "**/*.safetensors"), "lora": self.lora and lora_content(self.lora)}
-        own = ("name", "path", "lora", "variant")
+        made_of = {
+            "pipeline": content(self.path, "**/*.safetensors", "**/*.json"),
+            "lora": self.lora and lora_content(self.lora),
+        }
+        own = ("name", "path", "lora")
         return made_of | {key: value for key, value in asdict(self).items() if key not in own}
 
 
@@ -109,19 +112,19 @@ def picture(source: Source, prompt: str, seed: int) -> Picture:
 # --- files by their contents ----------------------------------------------------------------------------------------
 
 
-def content(path: str, pattern: str) -> str:
+def content(path: str, *patterns: str) -> str:
     """sha256 over the files of a folder that match, or of one file; the text itself where neither is there: a hub id.
 
-    Raises ValueError for a folder that has no such file.
+    Raises ValueError for a folder that has no file of the first pattern, which is that of weights.
     """
     place = Path(path)
     if not place.exists():
         return path
-    files = [place] if place.is_file() else sorted(place.glob(pattern))
-    if not files:
+    if place.is_dir() and not any(place.glob(patterns[0])):
         raise ValueError(f"{path} holds no weights in safetensors files")
+    files = {file for pattern in patterns for file in place.glob(pattern)} if place.is_dir() else {place}
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(files):
         digest.update(f"{file.relative_to(place)} {file.stat().st_size}\n".encode())
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
