@@ -75,24 +75,23 @@ def score_to(
     """Score into a file; what an earlier run did is not done again."""
     kinds: dict[str, pa.DataType] = dict.fromkeys(scorers, pa.float64()) | ({IMAGE: PICTURE} if plan.keep else {})
     unfinished = Unfinished(out, plan.request or {}, kinds, plan.fresh)
-    for table in unfinished.tables(leave_out=IMAGE):
-        for row in table.to_pylist():
-            tally.add(row)
+    for row in unfinished.earlier():
+        tally.add(row)
+    progress = Progress(tally, total)
     try:
-        with Progress(tally, total) as progress, unfinished:
+        with progress, unfinished:
             for item, row in rows(unfinished.skip(items), scorers, plan):
                 unfinished.add(item, row)
                 progress.add(row)
     except BaseException:
-        if unfinished.done:
+        if progress.new:
             print(f"{unfinished.done} rows are kept in {unfinished.folder}; the same command goes on from there")
-        else:
-            unfinished.remove()
         raise
+    finally:
+        if not unfinished.done:
+            unfinished.remove()
     if tally.rows:
         finish(unfinished, out)
-    else:
-        unfinished.remove()
     return progress
 
 

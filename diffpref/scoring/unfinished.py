@@ -49,7 +49,6 @@ class Unfinished:
         self.rows: list[dict[str, Any]] = []
         self.weight, self.since = 0, time.monotonic()
         self.done = sum(pq.read_metadata(part).num_rows for part in self.parts())
-        self.before = self.done  # of them from earlier runs
         self.seen = pq.read_schema(self.parts()[-1]).metadata[SEEN].decode() if self.done else ""
 
     def agree(self, request: dict[str, Any]) -> None:
@@ -108,11 +107,15 @@ class Unfinished:
         """Of the files."""
         return (pq.read_schema(part).remove_metadata() for part in self.parts())
 
-    def tables(self, leave_out: str = "") -> Iterator[pa.Table]:
-        """The files, one after another, without one of their columns."""
+    def tables(self) -> Iterator[pa.Table]:
+        """The files, one after another."""
+        return (pq.read_table(part) for part in self.parts())
+
+    def earlier(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there, without their pictures."""
         for part in self.parts():
-            names = [name for name in pq.read_schema(part).names if name != leave_out]
-            yield pq.read_table(part, columns=names)
+            names = [name for name in pq.read_schema(part).names if name != IMAGE]
+            yield from pq.read_table(part, columns=names).to_pylist()
 
     def remove(self) -> None:
         """Nothing is left of it."""
