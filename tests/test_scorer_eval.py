@@ -19,7 +19,7 @@ from diffpref.commands.scorer import run, short_names
 from diffpref.config import DataConfig
 from diffpref.data.pictures import open_picture
 from diffpref.scorer.contract import Scorer
-from diffpref.scorer.evaluate import evaluate, fit, judge, own
+from diffpref.scorer.evaluation import evaluate, fit, judge, own
 from diffpref.scorer.evidence import read_evidence
 from diffpref.scorer.measures import Resampling
 

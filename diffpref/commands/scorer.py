@@ -70,7 +70,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 def measured(args: Namespace, resampling: Any) -> Any:
     """The Outcome of these options. Scorers are loaded first: one that is not there should not wait for the others."""
     from diffpref.config import DataConfig
-    from diffpref.scorer.evaluate import evaluate, fit, judge
+    from diffpref.scorer.evaluation import evaluate, fit, judge
     from diffpref.scorer.evidence import read_evidence
     from diffpref.scorer.measures.pairs import with_winner
     from diffpref.scorer.outcome import Outcome

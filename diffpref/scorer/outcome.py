@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from diffpref.figures import CHOSEN, INK, SOFT
 from diffpref.report import environment, write_report
-from diffpref.scorer.evaluate import Judgement, Result
+from diffpref.scorer.evaluation import Judgement, Result
 from diffpref.scorer.evidence import Evidence
 from diffpref.scorer.measures import Measured, Resampling
 from diffpref.scorer.measures.measured import counted

@@ -32,7 +32,7 @@ class HeadConfig:
         tastes: Tastes among which the prompt, and a user's choices, decide (micro).
     """
 
-    name: Literal["affine", "aspects", "cosine", "gaussian", "gpm", "micro", "pal"] = "cosine"
+    name: Literal["affine", "aspects", "cosine", "gaussian", "gpm", "micro", "pal", "taste"] = "cosine"
     logit_scale: float = math.log(100)
     prompt_rank: int = 0
     names: list[str] | None = None

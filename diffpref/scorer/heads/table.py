@@ -8,6 +8,7 @@ from diffpref.scorer.heads.gaussian import Gaussian
 from diffpref.scorer.heads.gpm import Gpm
 from diffpref.scorer.heads.micro import Micro
 from diffpref.scorer.heads.pal import Pal
+from diffpref.scorer.heads.taste import Taste
 
 HEADS: dict[str, type[Head]] = {
     "affine": Affine,
@@ -17,4 +18,5 @@ HEADS: dict[str, type[Head]] = {
     "gpm": Gpm,
     "micro": Micro,
     "pal": Pal,
+    "taste": Taste,
 }
