@@ -1,7 +1,6 @@
 """Towers and head as the one model that a loop trains."""
 
 import torch
-from open_clip.utils import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from diffpref.scorer.config import ScorerConfig, TowersConfig
@@ -20,6 +19,14 @@ class Trainee(nn.Module):
         super().__init__()
         self.towers, self.head = towers, head
 
+    def train(self, mode: bool = True) -> "Trainee":
+        """As of any module, but statistics of batches stay as they are: a score must not depend on its neighbours."""
+        super().train(mode)
+        for module in self.towers.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     def forward(
         self, pictures: Tensor, prompts: Tensor, picture: Tensor, prompt: Tensor, user: Tensor | None
     ) -> tuple[Judged, Tensor, Tensor]:
@@ -33,7 +40,7 @@ class Trainee(nn.Module):
 def lock(towers: Towers, config: TowersConfig) -> None:
     """Let only the last layers train, as many as the configuration says. Raises ValueError where the towers cannot be
     divided like that."""
-    model = freeze_batch_norm_2d(towers.model.float()).requires_grad_(True)  # a score must not depend on the batch
+    model = towers.model.float().requires_grad_(True)
     model.logit_scale.requires_grad_(False)  # the head has its own
     if getattr(model, "logit_bias", None) is not None:
         model.logit_bias.requires_grad_(False)
