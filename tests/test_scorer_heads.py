@@ -18,6 +18,7 @@ from diffpref.scorer.heads.config import LIMITS, options
 from diffpref.scorer.heads.gpm import Gpm, borda, skew, von_neumann_winner
 from diffpref.scorer.heads.micro import Micro, context, in_context
 from diffpref.scorer.heads.pal import Pal, fit_user
+from diffpref.scorer.heads.queries import Queries
 
 D, N = 16, 12
 CONFIGS = {
@@ -149,6 +150,19 @@ def test_two_batches_before_one_gradient(name):
     """As with accumulated gradients: buffers that moved in between do no harm."""
     head = made(name).train()
     (head(*items()).scores.sum() + head(*items(seed=1)).scores.sum()).backward()
+
+
+def test_queries_by_hand():
+    """Of rank 2 in fp64: t + b + U·V·t, normalised, against a picture; their mixture."""
+    torch.manual_seed(0)
+    queries = Queries(D, 3, rank=2, apart=True).double()
+    torch.nn.init.normal_(queries.outer)
+    image, text, _ = (x.double() for x in items())
+    moved = [text + queries.bias[k] + text @ (queries.outer[k] @ queries.inner).T for k in range(3)]
+    q = torch.stack([F.normalize(each, dim=-1) for each in moved], 1)
+    torch.testing.assert_close(queries.cosines(image, text), torch.einsum("nd,nkd->nk", image, q))
+    shares = torch.rand(N, 3).double()
+    torch.testing.assert_close(queries.mixed(text, shares), torch.einsum("nk,nkd->nd", shares, q))
 
 
 # --- aspects ----------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Aspects(Head):
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N], aspects [N,A]."""
-        aspects = self.logit_scale.exp() * (self.queries(text) @ image[:, :, None])[..., 0]
+        aspects = self.logit_scale.exp() * self.queries.cosines(image, text)
         if self.training and len(image) > 1:
             self.watch(aspects.detach())
         standard = (aspects - self.mean) / self.variance.sqrt()

@@ -31,7 +31,7 @@ class Gaussian(Head):
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N] with spread [N]."""
-        scores = self.logit_scale.exp() * (self.query(text)[:, 0] * image).sum(-1)
+        scores = self.logit_scale.exp() * self.query.cosines(image, text)[:, 0]
         log_spread = self.log_spread(torch.cat([image, text], dim=-1))[:, 0]
         return Judged(scores=scores, spread=log_spread.clamp(NARROWEST, WIDEST).exp())
 

@@ -33,7 +33,7 @@ class Micro(Head):
 
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N], components [N,K], mixture [N,K]."""
-        components = self.logit_scale.exp() * (self.queries(text) @ image[:, :, None])[..., 0]
+        components = self.logit_scale.exp() * self.queries.cosines(image, text)
         return weighed(components, self.router(text).softmax(-1).clamp(min=FAINTEST))
 
     def logit(self, judged: Judged, first: Tensor, second: Tensor) -> Tensor:

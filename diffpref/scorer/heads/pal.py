@@ -110,8 +110,7 @@ class Maps(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, shares: Tensor) -> Tensor:
         """Cosine [N]."""
-        asked = (shares[:, None] @ self.queries(text))[:, 0]
-        return (image * F.normalize(asked, dim=-1)).sum(-1)
+        return (image * F.normalize(self.queries.mixed(text, shares), dim=-1)).sum(-1)
 
 
 KINDS = {"a": IdealPoint, "b": Maps}

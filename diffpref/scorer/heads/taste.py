@@ -24,7 +24,7 @@ class Taste(Head):
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N]."""
         # s = exp(τ)·<f, q>,   q = normalised t + b
-        return Judged(scores=self.logit_scale.exp() * (image * self.queries(text)[:, 0]).sum(-1))
+        return Judged(scores=self.logit_scale.exp() * self.queries.cosines(image, text)[:, 0])
 
     @torch.no_grad()
     def clamp(self) -> None:
