@@ -12,12 +12,14 @@ import yaml
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from safetensors.torch import load_file
-from tiny_scorers import pictures, tiny_scorer
+from tiny_scorers import TINY, WIDTH, pictures, tiny_scorer
 
 from diffpref.cache.team import Team
 from diffpref.scorer import PreferenceScorer
 from diffpref.scorer.config import load_scorer_config
 from diffpref.scorer.features import open_features, view_of
+from diffpref.scorer.heads import HEADS
+from diffpref.scorer.towers import Towers
 from diffpref.scorer.trainer import ScorerTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +123,7 @@ def test_margins_before_are_those_of_the_scorer_itself(world):
     "head, loss",
     [
         ({"name": "cosine"}, {"name": "soft_label"}),
+        ({"name": "taste"}, {"name": "rao_kupper"}),
         ({"name": "gaussian"}, {"name": "gaussian"}),
         ({"name": "gpm", "dim": 4}, {"name": "gpm"}),
         ({"name": "pal", "prototypes": 3}, {"name": "bradley_terry"}),
@@ -152,6 +155,20 @@ def test_only_the_layers_that_are_let_train_do(world):
     assert any("visual.transformer.resblocks.1." in key for key in changed)
     assert any(key.startswith("transformer.resblocks.1.") for key in changed)
     assert not any("resblocks.0." in key or "conv1" in key or "token_embedding" in key for key in changed)
+
+
+def test_statistics_of_batches_stay_as_they_are(world):
+    """Of towers with batch normalisation: a picture's score must not depend on its neighbours."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    towers = Towers(TINY | {"vision_cfg": vision}).eval()
+    PreferenceScorer(towers, HEADS["cosine"](width=WIDTH), name="resnet").save_pretrained(world / "resnet")
+    model = {"pretrained_model_name_or_path": str(world / "resnet"), "image_groups": -1}
+    run, _ = train(world, "statistics", model=model, head={"name": "taste"}, train={"max_train_steps": 2})
+    before, after = load_file(world / "resnet" / "open_clip_model.safetensors"), weights(run)
+    kept = {key for key in before if torch.equal(before[key], after[key])}
+    assert all(key in kept for key in before if "running" in key or "num_batches" in key)
+    assert "visual.layer4.0.conv1.weight" not in kept and "visual.bn1.weight" not in kept
+    assert PreferenceScorer.from_pretrained(run / "scorer").score(images=pictures(2), prompts="thing").isfinite().all()
 
 
 @pytest.mark.parametrize("towers", [0, -1], ids=["cached", "towers"])

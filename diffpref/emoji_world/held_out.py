@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diffpref.emoji_world.preferences import PAIRS, Pool, make_pool, pair_row, write
 from diffpref.emoji_world.users import TRAIN, User, choice_probability, make_population, population, utility
 
+HELD_OUT = Path(__file__).parent / "data" / "preferences" / "held_out.parquet"
 DRAWN = 4096  # users by which the population is stood for
 SEED = 20_000  # of the first picture: beyond those of the other preferences and of the evaluations
 

@@ -109,7 +109,7 @@ def recognition(towers: Towers, pictures: Tensor, names: list[str], among: list[
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the scorer to")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest of the cycle")
     parser.add_argument("--weight-decay", type=float, default=0.05)
