@@ -20,6 +20,7 @@ from diffpref.scorer.config import load_scorer_config
 from diffpref.scorer.features import open_features, view_of
 from diffpref.scorer.heads import HEADS
 from diffpref.scorer.towers import Towers
+from diffpref.scorer.trainee import Trainee
 from diffpref.scorer.trainer import ScorerTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +156,26 @@ def test_only_the_layers_that_are_let_train_do(world):
     assert any("visual.transformer.resblocks.1." in key for key in changed)
     assert any(key.startswith("transformer.resblocks.1.") for key in changed)
     assert not any("resblocks.0." in key or "conv1" in key or "token_embedding" in key for key in changed)
+
+
+def test_the_head_computes_in_fp32_whatever_the_towers_do():
+    scorer = tiny_scorer()
+    trainee = Trainee(scorer.towers, scorer.head)
+    pixels = torch.stack([scorer.towers.preprocess(picture) for picture in pictures(3)])
+    tokens, which = scorer.towers.tokenize(["thing 1"]), torch.zeros(3, dtype=torch.long)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        judged, image, text = trainee(pixels, tokens, torch.arange(3), which, None)
+    assert judged.scores.dtype == image.dtype == torch.float32
+    assert torch.equal(judged.scores, scorer.head(image, text).scores)
+
+
+def test_a_stream_trains_where_others_are_held_out(world):
+    rows = Dataset.from_parquet(str(world / "pairs.parquet"), cache_dir=str(world / "cache"))
+    rows.select(range(8)).to_parquet(world / "held.parquet")
+    data = {"streaming": True, "validation": str(world / "held.parquet")}
+    run, report = train(world, "stream", data=data, model={"image_groups": 1}, train={"max_train_steps": 3})
+    assert report["held_out_pairs"] == 8 and report["groups_in_set"] is None
+    assert len([line for line in lines(run) if "loss" in line]) == 3
 
 
 def test_statistics_of_batches_stay_as_they_are(world):

@@ -34,7 +34,8 @@ class Trainee(nn.Module):
         image = pictures if pictures.ndim == 2 else self.towers.images(pictures)
         text = prompts if prompts.is_floating_point() else self.towers.texts(prompts)
         image, text = image[picture], text[prompt]
-        return self.head(image, text, user), image, text
+        with torch.autocast(image.device.type, enabled=False):  # rounded to bf16, near scores would be equal
+            return self.head(image, text, user), image, text
 
 
 def lock(towers: Towers, config: TowersConfig) -> None:
