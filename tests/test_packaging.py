@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffpref"
 WORLD = PACKAGE / "emoji_world"
-SCRIPT_FOLDERS = (PACKAGE, PACKAGE / "scorer", WORLD)  # `accelerate launch <folder>/x.py` puts the folder itself first on sys.path
+# `accelerate launch <folder>/x.py` puts the folder itself first on sys.path
+SCRIPT_FOLDERS = (PACKAGE, PACKAGE / "scorer", WORLD)
 
 # Top-level names that neighbours of this package import, whether or not we depend on them.
 NEIGHBOURS = {
