@@ -280,14 +280,15 @@ Syn-Pic (Karthik et al. 2024) by this library's commands: `diffpref sample` draw
 `diffpref rank` makes lists with vote fractions of them; `configs/synpic_rankdpo.yaml` trains on the lists. No person,
 simulated or not, looks at these pictures.
 
-There are people behind it all the same: the bundled scorer was trained on the simulated users' pairs, and so was the
-second pipeline. `users_a` and `users_b` are affine heads on the bundled scorer's own towers, each fitted to the pairs
-of half of the users: three views, but not independent ones. Accuracy on pairs of prompts held out: {heads}.
+There are people behind it all the same: the bundled scorer was trained on choices of the simulated users, the second
+pipeline on others of theirs. `users_a` and `users_b` are affine heads on the bundled scorer's own towers, each fitted
+to the pairs of half of the users: three views, but not independent ones. Accuracy on pairs of prompts held out:
+{heads}.
 
 ## Does it work?
 
 Win rate over the base on 36 concepts of which there was no preference and no picture; judge: the simulated majority's
-true utility. Intervals: 95 %, bootstrap over prompts. One seed.
+true utility. Intervals: 95 %, bootstrap over prompts. One seed. `base_only` shows what the votes teach without better pictures.
 
 | run | trained | win rate vs base | n | ties | concept recognised |
 |---|---|---|---|---|---|
@@ -302,8 +303,9 @@ over prompts.
 |---|---|---|
 {chr(10).join(taus)}
 
-With one another: {agree}. The best picture of a prompt, by votes: {won} of {best["groups"]} lists
-({best["left_out"]}).
+With one another: {agree}.
+
+The best picture of a prompt, by votes: {won} of {best["groups"]} lists ({best["left_out"]}).
 
 ![lists, as diffpref inspect shows them](lists.png)
 
