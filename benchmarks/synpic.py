@@ -197,6 +197,7 @@ def verdicts(evaluated: dict[str, Drawn]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "win_rate": win_rate(one.scores, base.scores, one.prompts).as_dict(),
+            "gain": float((one.scores - base.scores).mean() / base.scores.std()),
             "concept_recognition": {"before": base.recognised, "after": one.recognised},
         }
         for name, one in evaluated.items()
@@ -257,7 +258,7 @@ def run_line(name: str, run: dict[str, Any]) -> str:
     rate, concept = run["win_rate"], run["concept_recognition"]
     return (
         f"| `{name}`: {WORDS[name]} | {run['steps']} steps, {run['groups_in_set']} in the set | {interval(rate)} |"
-        f" {rate['n']} | {rate['ties']} | {concept['before']:.2f} → {concept['after']:.2f} |"
+        f" {rate['n']} | {rate['ties']} | {run['gain']:+.2f} | {concept['before']:.2f} → {concept['after']:.2f} |"
     )
 
 
@@ -288,10 +289,11 @@ to the pairs of half of the users: three views, but not independent ones. Accura
 ## Does it work?
 
 Win rate over the base on 36 concepts of which there was no preference and no picture; judge: the simulated majority's
-true utility. Intervals: 95 %, bootstrap over prompts. One seed. `base_only` shows what the votes teach without better pictures.
+true utility. Intervals: 95 %, bootstrap over prompts. One seed. `base_only` shows what the votes teach without better
+pictures. Gain: of the mean utility, in standard deviations of the base's pictures.
 
-| run | trained | win rate vs base | n | ties | concept recognised |
-|---|---|---|---|---|---|
+| run | trained | win rate vs base | n | ties | gain | concept recognised |
+|---|---|---|---|---|---|---|
 {chr(10).join(run_line(name, runs[name]) for name in WORDS)}
 
 ## Do the scorers know the taste?

@@ -34,9 +34,10 @@ def test_verdicts_by_hand():
     def drawn(scores):
         return synpic.Drawn([], ["a", "a", "b", "b"], np.array(scores), 0.5)
 
-    said = synpic.verdicts({"base": drawn([0.0, 0.0, 0.0, 0.0]), "tuned": drawn([1.0, -1.0, 1.0, 0.0])})
+    said = synpic.verdicts({"base": drawn([0.0, 4.0, 0.0, 4.0]), "tuned": drawn([1.0, 3.0, 2.0, 4.0])})
     rate = said["tuned"]["win_rate"]
     assert (rate["value"], rate["n"], rate["ties"], rate["clusters"]) == (0.625, 4, 1, 2) and said.keys() == {"tuned"}
+    assert said["tuned"]["gain"] == 0.25, "half a unit; the base's deviation is 2"
 
 
 def test_the_page_holds_the_stored_numbers():
