@@ -21,6 +21,7 @@ from diffpref.config import (
 from diffpref.noise import STRATEGIES, TIMESTEPS
 from diffpref.objectives import OBJECTIVES
 from diffpref.predict import REFERENCES
+from diffpref.scorer.config import load_scorer_config
 
 BASE = {"name": "run", "model": {"pretrained_model_name_or_path": "base"}, "data": {"path": "pairs.parquet"}}
 ROOT = pathlib.Path(__file__).parents[1]
@@ -127,7 +128,8 @@ def test_hash_is_of_what_is_computed_not_of_where(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_recorded_configurations_load(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert load_config(["--config", str(path)]).name
+    load = load_scorer_config if path.name.startswith("scorer_") else load_config
+    assert load(["--config", str(path)]).name
 
 
 def test_every_objective_has_a_configuration(monkeypatch):
