@@ -155,10 +155,12 @@ def test_two_batches_before_one_gradient(name):
 def test_queries_by_hand():
     """Of rank 2 in fp64: t + b + U·V·t, normalised, against a picture; their mixture."""
     torch.manual_seed(0)
-    queries = Queries(D, 3, rank=2, apart=True).double()
-    torch.nn.init.normal_(queries.outer)
+    queries = Queries(D, 3, rank=2, apart=True, gated=True).double()
+    for weights in (queries.outer, queries.gate, queries.common):
+        torch.nn.init.normal_(weights)
     image, text, _ = (x.double() for x in items())
-    moved = [text + queries.bias[k] + text @ (queries.outer[k] @ queries.inner).T for k in range(3)]
+    bias, maps = queries.bias + queries.common, queries.outer @ queries.inner
+    moved = [queries.gate[k] * text + bias[k] + text @ maps[k].T for k in range(3)]
     q = torch.stack([F.normalize(each, dim=-1) for each in moved], 1)
     torch.testing.assert_close(queries.cosines(image, text), torch.einsum("nd,nkd->nk", image, q))
     shares = torch.rand(N, 3).double()

@@ -42,7 +42,7 @@ class Aspects(Head):
             "logit_scale": logit_scale,
             "prompt_rank": prompt_rank,
         }
-        self.queries = Queries(width, len(names), rank=prompt_rank, apart=False)
+        self.queries = Queries(width, len(names), rank=prompt_rank, apart=False, gated=True)
         self.logit_scale = nn.Parameter(torch.full((len(names),), float(logit_scale)))
         self.weights = nn.Parameter(torch.tensor(weights), requires_grad=learned_weights)
         self.register_buffer("mean", torch.zeros(len(names)))

@@ -23,7 +23,7 @@ class Gaussian(Head):
     def __init__(self, width: int, logit_scale: float = LARGEST, spread: float = 1.0, prompt_rank: int = 0) -> None:
         super().__init__()
         self.settings = {"width": width, "logit_scale": logit_scale, "spread": spread, "prompt_rank": prompt_rank}
-        self.query = Queries(width, 1, rank=prompt_rank, apart=False)
+        self.query = Queries(width, 1, rank=prompt_rank, apart=False, gated=True)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.log_spread = nn.Linear(2 * width, 1)
         nn.init.zeros_(self.log_spread.weight)

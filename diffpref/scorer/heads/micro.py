@@ -25,7 +25,7 @@ class Micro(Head):
     def __init__(self, width: int, tastes: int = 8, logit_scale: float = LARGEST, prompt_rank: int = 0) -> None:
         super().__init__()
         self.settings = {"width": width, "tastes": tastes, "logit_scale": logit_scale, "prompt_rank": prompt_rank}
-        self.queries = Queries(width, tastes, rank=prompt_rank, apart=tastes > 1)
+        self.queries = Queries(width, tastes, rank=prompt_rank, apart=tastes > 1, gated=True)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.router = nn.Linear(width, tastes)
         nn.init.zeros_(self.router.weight)

@@ -106,7 +106,7 @@ class Maps(nn.Module):
 
     def __init__(self, width: int, prototypes: int, rank: int) -> None:
         super().__init__()
-        self.queries = Queries(width, prototypes, rank=rank, apart=prototypes > 1)
+        self.queries = Queries(width, prototypes, rank=rank, apart=prototypes > 1, gated=True)
 
     def forward(self, image: Tensor, text: Tensor, shares: Tensor) -> Tensor:
         """Cosine [N]."""
