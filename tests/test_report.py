@@ -152,7 +152,8 @@ def no_network(monkeypatch):
 
 def settings(base: str, tuning: str = "lora", prompts=("red cat",)) -> dict:
     model = ModelConfig(base, tuning=tuning)
-    return to_dict(Config("night-owl", model, DataConfig("pairs"), sample=SampleConfig(prompts=list(prompts))))
+    data, sample = DataConfig("pairs"), SampleConfig(prompts=list(prompts))
+    return to_dict(Config(name="night-owl", model=model, data=data, sample=sample))
 
 
 def test_card_says_what_it_is_and_what_it_won(tmp_path, no_network):
