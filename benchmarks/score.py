@@ -100,7 +100,7 @@ def scorer(folder: Path, pixels: str) -> PreferenceScorer:
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 
-def ours(judge: PreferenceScorer, task: Work, folder: Path) -> list[float]:
+def ours(judge: PreferenceScorer, task: Work) -> list[float]:
     """`diffpref score` once its model is loaded, its output included."""
     judge.remembered.clear()  # prompts of the round before
     found, out = sources(task.files, Reading()), task.list.with_name("scores.csv")  # beside the prompts
@@ -129,7 +129,7 @@ def plain_variants(judge: PreferenceScorer, task: Work, folder: Path) -> dict[st
     model = open_clip.create_model(f"local-dir:{folder}", device=DEVICE).eval()
     preprocess = image_transform_v2(PreprocessCfg(**judge.towers.preprocess_cfg), is_train=False)
     return {
-        "score": lambda: ours(judge, task, folder),
+        "score": lambda: ours(judge, task),
         "one by one": lambda: plain(model, preprocess, tokenizer, pairs, 1),
         "batched": lambda: plain(model, preprocess, tokenizer, pairs, BATCH),
     }
@@ -151,7 +151,7 @@ def hps_variants(judge: PreferenceScorer, task: Work, folder: Path) -> dict[str,
         return [float(score) for score in img_score.score(paths, prompt, cp=str(checkpoint))]
 
     return {
-        "score": lambda: ours(judge, task, folder),
+        "score": lambda: ours(judge, task),
         "hpsv2, a call a picture": lambda: [score for path, prompt in few for score in call(path, prompt)],
         "hpsv2, a call a prompt": lambda: [score for prompt, paths in groups for score in call(paths, prompt)],
     }
