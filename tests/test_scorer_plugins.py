@@ -78,5 +78,12 @@ def test_a_scorer_of_another_package_says_which(name, needed):
 def test_other_names_are_folders_and_checkpoints(tmp_path):
     tiny_scorer(tmp_path)
     assert load_scorer(str(tmp_path), device="cpu").name == "tiny"
-    with pytest.raises(ValueError, match="'oracle' is no scorer's name"):
+
+
+def test_an_unknown_name_is_told_the_known_ones(folder):
+    install(folder, "bright_scorer", brightness="bright_scorer:Brightness")
+    names = r"\(bundled, .*clip:ARCHITECTURE/TAG, imagereward, hpsv3, vqascore, .*brightness\)"
+    with pytest.raises(ValueError, match=f"'oracle' is no scorer's name {names}, no folder here and no hub id$"):
         load_scorer("oracle")
+    with pytest.raises(ValueError, match="the name of a scorer is empty"):
+        load_scorer("")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffpref.scorer.contract import Scorer
 from diffpref.scorer.preference import PreferenceScorer
+from diffpref.scorer.published import NAMES, UnknownName
 
 GROUP = "diffpref.scorers"
 
@@ -36,7 +37,11 @@ def load_scorer(name: str, **options: Any) -> Scorer:
         if not isinstance(scorer, Scorer):
             raise ValueError(f"the plug-in {name} ({found[name].value}) makes a {type(scorer).__name__}, no Scorer")
         return scorer
-    return PreferenceScorer.from_pretrained(name, **options)
+    try:
+        return PreferenceScorer.from_pretrained(name, **options)
+    except UnknownName as error:
+        names = ", ".join([*NAMES, *PACKAGES, *found])
+        raise ValueError(f"{str(name)!r} is no scorer's name ({names}), no folder here and no hub id") from error
 
 
 def plugins() -> dict[str, EntryPoint]:

@@ -232,6 +232,11 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         known=("sa_0_4_vit_l_14_linear.pth",),
     ),
 }
+NAMES = (*CHECKPOINTS, f"{CLIP}ARCHITECTURE/TAG")
+
+
+class UnknownName(ValueError):
+    """What is no checkpoint's name and no place where one could be."""
 
 
 def load_parts(
@@ -243,6 +248,8 @@ def load_parts(
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
     """What a name, folder, file or hub id stands for; the arguments are those of PreferenceScorer.from_pretrained."""
+    if not name.strip():
+        raise ValueError("the name of a scorer is empty; needed is a checkpoint's name, a folder, a file or a hub id")
     if Path(name).is_file() and file is None:
         name, file = name_of(Path(name)), name
     asked = Asked(name, Path(file) if file else None, architecture, str(towers) if towers else None, dtype)
@@ -279,15 +286,17 @@ def name_of(path: Path) -> str:
 
 
 def folder_of(name: str) -> Path:
-    """A folder here or on the hub. Raises ValueError for what can be neither, FileNotFoundError for none."""
+    """A folder here or on the hub. Raises UnknownName for what can be neither, FileNotFoundError for none."""
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in (CONFIG, FACTS)):
             raise FileNotFoundError(f"{path} is no scorer's folder: it has no {CONFIG}")
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        names = ", ".join([*CHECKPOINTS, "clip:ARCHITECTURE/TAG"])
-        raise ValueError(f"{name!r} is no scorer's name ({names}), no folder here and no hub id")
+        raise UnknownName(
+            f"{name!r} is no checkpoint's name ({', '.join(NAMES)}), no folder here and no hub id; scorers of packages"
+            f" and plug-ins are loaded by load_scorer({name!r})"
+        )
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     mend = f"{name} is no folder here; as a hub id: download it where there is a network, and pass its folder"
     return from_hub(partial(snapshot_download, name, allow_patterns=wanted), mend)
