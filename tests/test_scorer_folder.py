@@ -114,17 +114,32 @@ def change_tensors(path: Path, changes: dict) -> None:
 TOWERS, HEAD, FACTS, CONFIG = "open_clip_model.safetensors", "head.safetensors", "scorer.json", "open_clip_config.json"
 CHANGE = {FACTS: change_json, CONFIG: change_json, TOWERS: change_tensors, HEAD: change_tensors}
 SMALLER = TINY | {"vision_cfg": TINY["vision_cfg"] | {"layers": 1}}
+ODD = TINY["text_cfg"] | {"heads": 3}
 DAMAGE = {
     "newer": (FACTS, {"format": 2}, "scorer.json has format 2; this version reads 1"),
     "head": (FACTS, {"head": "oracle"}, "head 'oracle' not known, .*; known: .*cosine"),
     "settings": (FACTS, {"settings": {"width": WIDTH, "depth": 3}}, "settings of the head cosine not known"),
     "width": (FACTS, {"settings": {"width": 9}}, "the head is 9 wide, the towers' embeddings 24"),
     "pixels": (FACTS, {"pixels": "best"}, "has no or an unknown 'best'"),
-    "temperature": (FACTS, {"temperature": 0}, "temperature is 0; it must be above 0"),
+    "temperature": (FACTS, {"temperature": 0}, "scorer.json: temperature is 0; it must be a number above 0"),
+    "a text as temperature": (FACTS, {"temperature": "x"}, "scorer.json: temperature is 'x'; it must be a number"),
+    "no temperature": (FACTS, {"temperature": None}, "scorer.json: temperature is None; it must be a number above 0"),
+    "needs_prompt": (FACTS, {"needs_prompt": "no"}, "scorer.json: needs_prompt is 'no'; it must be true or false"),
+    "users": (FACTS, {"users": 3}, "scorer.json: users is 3; it must be a list of names, or null"),
+    "name": (FACTS, {"name": None}, "scorer.json: name is None; it must be a text"),
     "no JSON": (FACTS, b"{", "scorer.json is damaged"),
     "a list": (CONFIG, b"[]", r"open_clip_config.json is damaged \(it holds no JSON object\)"),
     "no model_cfg": (CONFIG, b"{}", "has no or an unknown 'model_cfg'"),
     "no architecture": (CONFIG, {"model_cfg": TINY | {"depth": 1}}, "no open_clip architecture: .*'depth'"),
+    "no vision_cfg": (CONFIG, {"model_cfg": TINY | {"vision_cfg": "x"}}, "config.json cannot .* vision_cfg is 'x', no"),
+    "no object": (CONFIG, {"model_cfg": "x"}, "open_clip_config.json cannot be used: "),
+    "width below 0": (CONFIG, {"model_cfg": TINY | {"embed_dim": -1}}, "config.json cannot be used: no open_clip arch"),
+    "heads": (CONFIG, {"model_cfg": TINY | {"text_cfg": ODD}}, "config.json cannot be used: no open_clip arch.*divis"),
+    "size": (CONFIG, {"preprocess_cfg": {"mean": "x", "mode": 3}}, "open_clip_config.json cannot be used: "),
+    "preprocess_cfg": (CONFIG, {"preprocess_cfg": "x"}, "open_clip_config.json cannot be used: "),
+    "pixels of no name": (FACTS, {"pixels": []}, "cannot be used: "),
+    "head of no name": (FACTS, {"head": []}, r"scorer.json: head \[\] not known"),
+    "scale": (FACTS, {"settings": {"width": WIDTH, "logit_scale": "x"}}, "scorer.json: settings of the head cosine"),
     "captions": (CONFIG, {"model_cfg": TINY | {"multimodal_cfg": {}}}, "CoCa models are not supported"),
     "smaller": (CONFIG, {"model_cfg": SMALLER}, r"another architecture \(unexpected: visual.* and 8 more\)"),
     "missing": (TOWERS, {"visual.proj": None}, r"another architecture \(missing: visual\.proj\)"),
@@ -148,10 +163,15 @@ def test_a_folder_without_its_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no scorer's folder: it has no open_clip_config.json"):
         load(tmp_path)
     tiny_scorer(tmp_path)
+    facts = (tmp_path / FACTS).read_bytes()
+    (tmp_path / FACTS).unlink()
+    with pytest.raises(FileNotFoundError, match="is no scorer's folder: it has no scorer.json"):
+        load(tmp_path)  # the head would be dropped
+    (tmp_path / FACTS).write_bytes(facts)
     (tmp_path / HEAD).unlink()
     with pytest.raises(FileNotFoundError, match="no file .*head.safetensors"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="/nowhere' is no scorer's name .*, no folder here and no hub id"):
+    with pytest.raises(ValueError, match="/nowhere' is no checkpoint's name .*, no folder here and no hub id"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="head.safetensors is a file: give its folder"):
         (tmp_path / HEAD).touch()

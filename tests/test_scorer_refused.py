@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_scorers import TINY, tiny_hf_clip, tiny_towers
 
 from diffpref.scorer import PreferenceScorer
+from diffpref.scorer.weights import checked_device
 
 load = PreferenceScorer.from_pretrained
 
@@ -90,7 +91,9 @@ def test_damaged_files_are_named(tmp_path):
             "open_clip has no weights 'none' of ViT-B-32, but openai, ",
         ),
         ("clip:ViT-Z", {}, ValueError, "open_clip has no architecture 'ViT-Z'; open_clip.list_models"),
-        ("hpsv9", {}, ValueError, "'hpsv9' is no scorer's name .bundled, hpsv2, hpsv2.1, .*clip:ARCHITECTURE/TAG"),
+        ("hpsv9", {}, ValueError, "'hpsv9' is no checkpoint's name .bundled, hpsv2, hpsv2.1, .*clip:ARCHITECTURE/TAG"),
+        ("imagereward", {}, ValueError, r"packages and plug-ins are loaded by load_scorer\('imagereward'\)"),
+        ("", {}, ValueError, "the name of a scorer is empty; needed is"),
         ("hpsv2", {"towers": "x"}, ValueError, "hpsv2 takes no towers, only file and architecture"),
         ("bundled", {"file": "x"}, ValueError, "bundled takes no file"),
         (
@@ -104,3 +107,13 @@ def test_damaged_files_are_named(tmp_path):
 def test_what_cannot_be_had_says_what_to_do(name, options, error, message):
     with pytest.raises(error, match=message):
         load(name, **options)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:4096", "meta", ""])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=f"device '{device}' is not to be had here: .+; cpu is always there"):
+        checked_device(device)
+
+
+def test_a_device_that_is_there():
+    assert checked_device("cpu") == checked_device(torch.device("cpu")) == torch.device("cpu")

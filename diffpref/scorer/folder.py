@@ -5,11 +5,13 @@
     head.safetensors               the head
     scorer.json                    what the head is, how pictures and prompts are prepared, and the facts
 
-A folder without scorer.json is a plain CLIP of open_clip.
+A folder with neither scorer.json nor head.safetensors is a plain CLIP of open_clip.
 """
 
 import json
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from diffpref.scorer.heads.contract import Head
 from diffpref.scorer.heads.cosine import Cosine
 from diffpref.scorer.tokens import SimpleTokenizer
 from diffpref.scorer.towers import Towers
-from diffpref.scorer.weights import Tensors, fill, read_tensors, refuse_no_numbers
+from diffpref.scorer.weights import IMPOSSIBLE, Tensors, fill, read_tensors, refuse_no_numbers, said
 
 FORMAT = 1
 CONFIG, TOWERS, HEAD, FACTS = "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "scorer.json"
@@ -53,16 +55,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
     """A scorer's folder, or a plain CLIP's. Raises FileNotFoundError or ValueError, naming the file and the fault."""
-    facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else None
+    ours = any((folder / file).is_file() for file in (FACTS, HEAD))
+    facts = read_facts(folder / FACTS) if ours else None
     towers = load_towers(folder, facts or {"pixels": "open_clip", "tokens": "open_clip"}, dtype)
     if facts is None:
         scale = towers.model.logit_scale.detach().mean().item()
         return Parts(towers, Cosine(towers.width, scale), {"name": folder.name, "description": "a CLIP of open_clip"})
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"{folder / FACTS} has format {facts.get('format')}; this version reads {FORMAT}")
     head = load_head(folder, facts, towers.width)
-    known = ("name", "description", "temperature", "needs_prompt", "users", "trained_on", "measured")
-    return Parts(towers, head, {key: facts[key] for key in known if key in facts})
+    return Parts(towers, head, {key: facts[key] for key in KNOWN if key in facts})
+
+
+# keyword arguments of PreferenceScorer -> what they must be, and whether a value is that
+KNOWN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a text", lambda value: isinstance(value, str)),
+    "description": ("a text", lambda value: isinstance(value, str)),
+    "temperature": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "needs_prompt": ("true or false", lambda value: isinstance(value, bool)),
+    "users": ("a list of names, or null", lambda value: value is None or is_names(value)),
+    "trained_on": ("a text", lambda value: isinstance(value, str)),
+    "measured": ("an object", lambda value: isinstance(value, dict)),
+}
+
+
+def is_names(value: Any) -> bool:
+    """Whether it is a list of texts and numbers."""
+    return isinstance(value, list) and all(isinstance(one, str | int | float) for one in value)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """scorer.json. Raises as `read_json`, and ValueError for another format and for values that are none of theirs."""
+    facts = read_json(path)
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {facts.get('format')}; this version reads {FORMAT}")
+    for key, (kind, fits) in KNOWN.items():
+        if key in facts and not fits(facts[key]):
+            raise ValueError(f"{path}: {key} is {facts[key]!r}; it must be {kind}")
+    return facts
 
 
 def load_towers(folder: Path, facts: dict[str, Any], dtype: torch.dtype) -> Towers:
@@ -75,6 +103,8 @@ def load_towers(folder: Path, facts: dict[str, Any], dtype: torch.dtype) -> Towe
         )
     except KeyError as error:
         raise ValueError(f"{folder}: {CONFIG} or {FACTS} has no or an unknown {error}") from error
+    except IMPOSSIBLE as error:
+        raise ValueError(f"{folder / CONFIG} cannot be used: {said(error)}") from error
     fill(towers.model, read_tensors(folder / TOWERS), str(folder / TOWERS))
     return towers
 
@@ -82,14 +112,14 @@ def load_towers(folder: Path, facts: dict[str, Any], dtype: torch.dtype) -> Towe
 def load_head(folder: Path, facts: dict[str, Any], width: int) -> Head:
     """The head of a folder. Raises ValueError for one that this version does not have or that is of another width."""
     name, settings = facts.get("head"), facts.get("settings")
-    if name not in HEADS or not isinstance(settings, dict):
+    if not isinstance(name, str) or name not in HEADS or not isinstance(settings, dict):
         raise ValueError(f"{folder / FACTS}: head {name!r} not known, or without settings; known: {', '.join(HEADS)}")
     if settings.get("width") != width:
         raise ValueError(f"{folder / FACTS}: the head is {settings.get('width')} wide, the towers' embeddings {width}")
     try:
         head = HEADS[name](**settings)
-    except TypeError as error:
-        raise ValueError(f"{folder / FACTS}: settings of the head {name} not known ({error})") from error
+    except IMPOSSIBLE as error:
+        raise ValueError(f"{folder / FACTS}: settings of the head {name} not known ({said(error)})") from error
     fill(head, read_tensors(folder / HEAD), str(folder / HEAD))
     return head
 

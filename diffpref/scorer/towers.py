@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffpref.scorer.pixels import PIXELS
 from diffpref.scorer.tokens import SimpleTokenizer, count, make_tokenizer
+from diffpref.scorer.weights import IMPOSSIBLE, said
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:
@@ -23,16 +24,19 @@ def build(model_cfg: dict[str, Any]) -> nn.Module:
     open_clip.create_model does the same, but logs a warning for random weights and knows only names and folders.
     """
     config = deepcopy(model_cfg)
+    for part in ("text_cfg", "vision_cfg"):
+        if not isinstance(config.get(part), dict):
+            raise ValueError(f"no open_clip architecture: {part} is {config.get(part)!r}, no object")
     if "multimodal_cfg" in config:
         raise ValueError("CoCa models are not supported: their towers end in captions")
     for tower, name in (("text_cfg", "hf_model"), ("vision_cfg", "timm_model")):
-        if f"{name}_name" in config.get(tower, {}):
+        if f"{name}_name" in config[tower]:
             config[tower][f"{name}_pretrained"] = False
-    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     try:
         return (CustomTextCLIP if custom else CLIP)(**config)
-    except TypeError as error:
-        raise ValueError(f"no open_clip architecture: {error}") from error
+    except IMPOSSIBLE as error:
+        raise ValueError(f"no open_clip architecture: {said(error)}") from error
 
 
 class Towers(nn.Module):

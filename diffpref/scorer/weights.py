@@ -13,6 +13,15 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
+# what open_clip, torch and Python raise for settings of which no module can be made, such as a width of -1 or "x"
+IMPOSSIBLE = (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, ArithmeticError, LookupError)
+
+
+def said(error: Exception) -> str:
+    """What an error says, in a line; some of open_clip's and torch's say nothing, or many lines."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
@@ -64,3 +73,12 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
 def listed(names: list[str]) -> str:
     """A few of the names."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device on which something was computed. Raises ValueError for one that is not there or not known."""
+    try:
+        torch.zeros(1, device=device).item()  # torch.device("cuda") alone asks for no driver
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} is not to be had here: {said(error)}; cpu is always there") from error
+    return torch.device(device)
