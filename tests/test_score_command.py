@@ -160,6 +160,18 @@ def test_columns_that_differ_in_kind_from_row_to_row_become_text(folder, models,
     assert [row["note"] for row in read(tmp_path / "s.parquet")] == ["1", "x", "true", None]
 
 
+def test_an_address_that_cannot_be_opened_is_a_fault_of_its_row(folder, models, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # not installed
+    feed(monkeypatch, f"s3://none/a.png\tp\n{folder}/1.png\tp\n".encode())
+    score("-", "--model", models["one"], "--out", tmp_path / "s.jsonl")
+    first, second = read(tmp_path / "s.jsonl")
+    assert first["one"] is None and "s3fs" in first["error"] and second["one"] is not None
+    first, second = PreferenceScorer.from_pretrained(models["one"]).stream(
+        [("s3://none/a.png", "p"), (folder / "1.png", "p")]
+    )
+    assert first.score is None and "s3fs" in first.fault and second.fault is None
+
+
 def test_scorers_of_the_picture_alone_need_no_prompt(folder, models, tmp_path):
     score(folder, "--model", models["alone"], "--out", tmp_path / "s.jsonl")
     rows = read(tmp_path / "s.jsonl")

@@ -151,7 +151,7 @@ def ready(item: tuple[tuple[Any, ...], str | None], scorer: Scoring, prompted: b
         prompt = check_prompt(prompt, prompted and scorer.needs_prompt)
         opened = (open_any(image, rgb=not scorer.any_mode) for image in images)
         return Ready(tuple(scorer.prepare(picture) for picture in opened), prompt)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:  # ImportError: a URL whose package is not installed
         return Ready(error=error)
 
 

@@ -50,7 +50,7 @@ def ready(item: Item, scorers: Mapping[str, Scorer], keep: bool) -> Ready:
         content = read_bytes(item.picture) if keep else None
         value = {"bytes": content, "path": None} if keep else item.picture
         return Ready(item, prepared(value, scorers), content=content)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: a URL whose package is not installed
         return Ready(item, fault=str(error))
 
 
