@@ -274,6 +274,18 @@ def test_prompts_that_cannot_be_used(tmp_path, name, content, message):
         said(str(tmp_path / name) if name else content)
 
 
+def test_prompts_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path):
+    odd = "one\u2028two\x85three\x0cfour"
+    (tmp_path / "p.txt").write_bytes(f"{odd}\r\nlast\r\n".encode())
+    assert said(str(tmp_path / "p.txt")) == Lined([odd, "last"])
+    (tmp_path / "p.csv").write_text(f'file_name,prompt\na.png,{odd}\nb.png,"two\nlines"\n')
+    assert said(str(tmp_path / "p.csv")).prompts == {"a.png": odd, "b.png": "two\nlines"}
+    line = json.dumps({"file_name": "a.png", "prompt": odd}, ensure_ascii=False)
+    (tmp_path / "p.jsonl").write_text(f"{line}\n\n")
+    assert said(str(tmp_path / "p.jsonl")).prompts == {"a.png": odd}
+    assert found("-", stdin=f"{line}\n".encode())[0].prompt == odd
+
+
 def test_a_file_of_prompts_that_is_not_there_is_no_prompt():
     with pytest.raises(FileNotFoundError, match="--prompts: there is no file none.txt"):
         said("none.txt")

@@ -306,6 +306,8 @@ def test_numbers_that_are_none_name_the_pipeline(world):
 
 def test_prompts_and_seeds_as_they_can_be_given(world):
     assert read_prompts([str(world / "prompts.txt"), "red", "a bird. red"]) == (*PROMPTS, "a bird. red")
+    (world / "odd.txt").write_bytes("one\u2028two\r\nthree\r\n".encode())
+    assert read_prompts([str(world / "odd.txt")]) == ("one\u2028two", "three")
     assert read_seeds(["3"]) == (0, 1, 2) and read_seeds(["7-7"]) == (7,) and read_seeds(["9", "2-4"]) == (9, 2, 3, 4)
     with pytest.raises(ValueError, match="different seeds"):
         read_seeds(["3", "2-4"])

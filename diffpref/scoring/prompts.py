@@ -1,6 +1,7 @@
 """Which prompt goes with which picture: what --prompts says, lists in folders, files beside pictures."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -77,7 +78,7 @@ def prompted(prompt: str, whose: str) -> str:
 
 def lined(path: str) -> Same | Lined:
     """A file of prompts, one a line; one alone is for all pictures."""
-    lines = read_text(path).splitlines()
+    lines = in_lines(path)
     prompts = [prompted(line, f"{path}, line {number}").strip() for number, line in enumerate(lines, 1)]
     if not prompts:
         raise ValueError(f"--prompts: {path} is empty")
@@ -102,7 +103,7 @@ def named(path: str) -> Named:
 
 def rows(path: str) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file with a head, or of JSON lines."""
-    lines = read_text(path).splitlines(keepends=True)
+    lines = in_lines(path)
     if path.endswith(".csv"):
         yield from csv.DictReader(lines)
         return
@@ -112,6 +113,12 @@ def rows(path: str) -> Iterator[dict[str, Any]]:
                 yield dict(json.loads(line))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no JSON object: {error}") from error
+
+
+def in_lines(path: str) -> io.StringIO:
+    """A text file, to be read by lines. They end at newlines alone: str.splitlines also splits at U+2028 and the like,
+    which a prompt may hold. Raises ValueError as `read_text`."""
+    return io.StringIO(read_text(path))
 
 
 def read_text(path: str) -> str:

@@ -189,9 +189,9 @@ def is_file(text: str) -> bool:
 
 
 def lines(path: Path) -> list[str]:
-    """Of a text file. Raises FileNotFoundError or ValueError."""
+    """Of a text file; U+2028 and the like end none. Raises FileNotFoundError or ValueError."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise FileNotFoundError(f"--prompts: there is no file {path}") from None
     except UnicodeDecodeError as error:
