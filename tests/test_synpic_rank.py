@@ -267,6 +267,17 @@ def test_two_scores_of_one_picture_are_refused(tmp_path):
         command.run([write(tmp_path / "a.parquet", ROWS), other, "--out", str(tmp_path / "out.parquet")])
 
 
+def test_scores_that_differ_in_their_last_digits_are_one(tmp_path):
+    """As those of the same picture in batches of other sizes do."""
+    rows = [row | {"clip": row["clip"] * (1 + 4e-7), "pick": row["pick"] + 4e-7} for row in ROWS]
+    files = [write(tmp_path / "a.parquet", ROWS), write(tmp_path / "other.parquet", rows)]
+    command.run([*files, "--scorers", *SCORERS, "--out", str(tmp_path / "joined.parquet")])
+    assert pq.read_table(tmp_path / "joined.parquet").to_pylist() == ranked(tmp_path, ROWS)
+    write(tmp_path / "other.parquet", [row | {"clip": row["clip"] + 2e-4} for row in ROWS])
+    with pytest.raises(ValueError, match="clip gives two scores, 3.0 and 3.0002"):
+        command.run([*files, "--scorers", *SCORERS, "--out", str(tmp_path / "none.parquet")])
+
+
 def test_groups_may_share_more_than_their_prompt(tmp_path):
     rows = [row | {"seed": i % 2} for i, row in enumerate([*scored("a", {"s": [1.0, 5.0, 3.0, 2.0]})])]
     found = ranked(tmp_path, rows, "--group-by", "seed")

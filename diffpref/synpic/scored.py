@@ -151,12 +151,13 @@ def near(path: str, file: Path) -> str:
 
 
 def add(pictures: dict[tuple, Scored], one: Scored) -> None:
-    """Put a picture among the others, or its scores beside those it has. Raises ValueError for two different scores."""
+    """Put a picture among the others, or its scores beside those it has. Raises ValueError for two different scores:
+    the last digits depend on what is judged beside, the first score stays."""
     where = tuple(one.about.get(name) for name in WHERE)
     known = where if any(value is not None for value in where) else (one.place.file, one.place.row)
     there = pictures.setdefault((one.prompt, *known), one)
     for name, score in one.scores.items():
-        if there.scores.setdefault(name, score) != score:
+        if not math.isclose(there.scores.setdefault(name, score), score, rel_tol=1e-5, abs_tol=1e-6):
             raise ValueError(f"{name} gives two scores, {there.scores[name]} and {score}, to the picture {called(one)}")
     there.about[ERROR] = there.about.get(ERROR) or one.about.get(ERROR)
 
