@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_scorers import CONTEXT, TINY, pictures, tiny_scorer, tiny_towers
 
-from diffpref.scorer.inputs import files, one_by_one, open_any, paired
+from diffpref.scorer.inputs import files, known_length, one_by_one, open_any, paired
 from diffpref.scorer.tokens import count, make_tokenizer
 
 
@@ -177,6 +177,23 @@ def test_another_number_of_prompts_is_refused(given, three):
         paired(three, given)
     with pytest.raises(ValueError, match=r"prompts for 3 pictures( or more)?: give one for each"):
         list(paired(iter(three), given))
+
+
+@pytest.mark.parametrize("given", [["a", "b"], ["a", "b", "c", "d"]])
+def test_another_number_of_prompts_than_of_files_is_refused_before_one_is_opened(given, three, tmp_path):
+    paths = as_files(tmp_path, three)
+    for images in (
+        paths,
+        [str(path) for path in paths],
+        [paths[0], "none.png", "http://none/a?b.png"],
+        [three[0], *paths[:2]],
+    ):
+        with pytest.raises(
+            ValueError, match=f"^{len(given)} prompts for 3 pictures: give one for each, or one for all"
+        ):
+            paired(images, given)
+    assert known_length(tmp_path) is known_length([paths[0], f"{tmp_path}/?.png"]) is known_length([tmp_path]) is None
+    assert [prompt for _, prompt in paired([f"{tmp_path}/[01].png", paths[2]], ["a", "b", "c"])] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", ["a", "", "c"], None])

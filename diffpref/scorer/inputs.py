@@ -129,11 +129,18 @@ def check_prompt(prompt: Any, needed: bool) -> str:
 
 
 def known_length(images: Any) -> int | None:
-    """How many pictures there are, if that is known without reading: what an iterator holds is not."""
+    """How many pictures there are, if that is known without reading: what an iterator, a folder or a glob holds is
+    not."""
     if isinstance(images, np.ndarray | Tensor):
         return len(images) if images.ndim == 4 else 1
-    if isinstance(images, list | tuple) and not any(isinstance(i, str | Path | np.ndarray | Tensor) for i in images):
-        return len(images)
+    if isinstance(images, str | Path):
+        path = str(images)
+        several = Path(path).is_dir() or glob.has_magic(path) and not Path(path).is_file()
+        return None if several and "://" not in path else 1
+    if isinstance(images, list | tuple):
+        groups = str | Path | np.ndarray | Tensor
+        numbers = [known_length(one) if isinstance(one, groups) else 1 for one in images]
+        return None if None in numbers else sum(numbers)
     return None
 
 
