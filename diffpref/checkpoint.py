@@ -3,6 +3,7 @@
     checkpoint-{step}/trainable.safetensors          the weights that train, whole, under the model's own names
                       optimizer.safetensors          the optimiser's tensors, "{parameter}/{name}"
                       average.safetensors            with train.ema_decay
+                      buffers.safetensors            what a model notes beside its weights, if it does
                       random_{rank}.safetensors      random generators of each process
                       pytorch_lora_weights.safetensors   with a LoRA: loads into stock diffusers pipelines
                       state.json                     step, configuration, schedule, alarm, position in the data
@@ -32,10 +33,11 @@ from torch.optim import Optimizer
 from diffpref.engines import full, like
 from diffpref.stability import Average
 
-WEIGHTS, OPTIMIZER, AVERAGE, STATE = (
+WEIGHTS, OPTIMIZER, AVERAGE, BUFFERS, STATE = (
     "trainable.safetensors",
     "optimizer.safetensors",
     "average.safetensors",
+    "buffers.safetensors",
     "state.json",
 )
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -201,6 +203,7 @@ class Checkpoints:
         average: The averaged weights.
         limit: How many to keep; all when None.
         export: Writes a file that others load into the folder, beside the exact state.
+        buffers: What training changes beside weights, the same in all processes; by name.
     """
 
     def __init__(
@@ -213,7 +216,9 @@ class Checkpoints:
         average: Average,
         limit: int | None,
         export: Callable[[Path], object],
+        buffers: dict[str, Tensor] | None = None,
     ):
+        self.buffers = buffers or {}
         self.accelerator, self.run_dir, self.model, self.engine = accelerator, run_dir, model, engine
         self.optimizer, self.average, self.limit, self.export = optimizer, average, limit, export
         self.parameters = trainable(model)
@@ -262,6 +267,8 @@ class Checkpoints:
             save_file(weights, folder / WEIGHTS)
             if average:
                 save_file(average, folder / AVERAGE)
+            if self.buffers:
+                save_file({name: full(value) for name, value in self.buffers.items()}, folder / BUFFERS)
         self.accelerator.wait_for_everyone()
         if main:
             here = {"average_steps": self.average.steps, "processes": self.accelerator.num_processes}
@@ -294,6 +301,8 @@ class Checkpoints:
                 load_optimizer(self.optimizer, self.parameters, load_file(folder / OPTIMIZER))
             if self.average.model:
                 self.average.load(load_file(folder / AVERAGE), state["average_steps"])
+            for name, value in (load_file(folder / BUFFERS) if self.buffers else {}).items():
+                self.buffers[name].copy_(value)
             if rank < state["processes"]:  # a run may go on with more processes than it began with
                 set_random_states(load_file(folder / f"random_{rank}.safetensors"))
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor, nn
 
 from diffpref import engines
 from diffpref.checkpoint import Checkpoints, read_state, trainable
@@ -55,6 +55,7 @@ class Loop:
         journal: The log.
         export: Writes what others load into a folder, beside a checkpoint's exact state.
         after_step: Called after every optimiser step.
+        buffers: What the model changes beside its weights, by name; kept in checkpoints.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Loop:
         journal: Journal,
         export: Callable[[Path], object],
         after_step: Callable[[], object] = lambda: None,
+        buffers: dict[str, Tensor] | None = None,
     ):
         self.config, self.train, self.accelerator, self.journal = config, config.train, accelerator, journal
         self.after_step, self.patience = after_step, engines.Patience(accelerator)
@@ -80,7 +82,7 @@ class Loop:
         self.average = Average(trainable(model), self.train.ema_decay)
         kept = self.train.checkpoints_total_limit
         parts = (model, self.policy, self.optimizer, self.average)
-        self.checkpoints = Checkpoints(accelerator, config.run_dir, *parts, kept, export)
+        self.checkpoints = Checkpoints(accelerator, config.run_dir, *parts, kept, export, buffers)
 
     # --- before ------------------------------------------------------------------------------------------------------
 

@@ -467,9 +467,32 @@ def test_the_configuration_names_the_table():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_defaults_are_those_of_the_classes(name):
+    """But the scale's, which is the scorer's own unless said."""
     for key, parameter in inspect.signature(HEADS[name]).parameters.items():
-        if key in options(name) and parameter.default is not inspect.Parameter.empty:
+        if key in options(name) - {"logit_scale"} and parameter.default is not inspect.Parameter.empty:
             assert getattr(HeadConfig(), key) == parameter.default
+
+
+def test_a_head_takes_over_the_scale():
+    config = HeadConfig(name="gaussian")
+    assert make_head(config, D, scale=2.0).logit_scale.item() == 2.0
+    assert make_head(config, D).logit_scale.item() == pytest.approx(math.log(100))
+    assert make_head(HeadConfig(name="gaussian", logit_scale=1.0), D, scale=2.0).logit_scale.item() == 1.0
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "gaussian"])
+def test_a_temperature_taken_in_leaves_the_log_odds(name):
+    """Of the gaussian's, a spread stays as it is."""
+    head = made(name, users=3).eval()
+    if hasattr(head, "logit_scale"):
+        head.logit_scale.data.fill_(2.0)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(6, D, generator=torch.manual_seed(n)), dim=-1) for n in (0, 1)
+    )
+    one, other = torch.arange(3), torch.arange(3, 6)
+    before = head.logit(head(image, text), one, other)
+    head.warm(2.0)
+    assert torch.allclose(head.logit(head(image, text), one, other), before / 2, atol=1e-6)
 
 
 def test_only_heads_that_know_users_take_them():
@@ -479,7 +502,7 @@ def test_only_heads_that_know_users_take_them():
 
 def test_an_option_of_another_head_is_refused():
     with pytest.raises(ValueError, match=r"head\.tau is not used by head\.name cosine; leave it out \(it is for gpm\)"):
-        check_head(HeadConfig(tau=0.2))
+        check_head(HeadConfig(name="cosine", tau=0.2))
 
 
 def test_aspects_without_names_are_refused():

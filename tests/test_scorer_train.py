@@ -1,6 +1,7 @@
 """A scorer is trained: through the real command, in one go or in pieces, whole or in part."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_margins_before_are_those_of_the_scorer_itself(world):
 @pytest.mark.parametrize(
     "head, loss",
     [
-        ({"name": "cosine"}, {"name": "soft_label"}),
+        ({"name": "taste"}, {"name": "soft_label"}),
         ({"name": "taste"}, {"name": "rao_kupper"}),
         ({"name": "gaussian"}, {"name": "gaussian"}),
         ({"name": "gpm", "dim": 4}, {"name": "gpm"}),
@@ -194,8 +195,10 @@ def test_statistics_of_batches_stay_as_they_are(world):
 
 @pytest.mark.parametrize("towers", [0, -1], ids=["cached", "towers"])
 def test_going_on_equals_not_stopping(world, towers):
-    model = {"image_groups": towers, "text_layers": towers}
+    """Also what a head notes of its batches: that of cycles has a mean vector."""
+    model, head = {"image_groups": towers, "text_layers": towers}, {} if towers else {"name": "gpm"}
     settings = {"model": model, "validation": {"steps": 4, "keep_best": False}, "data": {"random_flip": True}}
+    settings |= {"head": head, "loss": {"name": "gpm" if head else "bradley_terry"}}
     steps = {"max_train_steps": 8, "checkpointing_steps": 4, "ema_decay": 0.9}
     whole, _ = train(world, f"whole{towers}", train=steps, **settings)
     # the loop of a run that is killed after step 4 leaves this folder
@@ -256,10 +259,14 @@ def test_other_towers_find_no_embeddings_of_these(world):
 @pytest.mark.parametrize(
     "sections, message",
     [
-        ({"loss": {"name": "gaussian"}}, "loss.name gaussian reads spread, which head.name cosine does not give"),
+        ({"loss": {"name": "gaussian"}}, "loss.name gaussian reads spread, which head.name taste does not give"),
         ({"loss": {"name": "aspects"}, "head": {"name": "aspects", "names": ["bright"]}}, "needs aspects of the data"),
         ({"loss": {"name": "hps", "hinge_margin": 3.0}}, "loss.hinge_margin is not used by loss.name hps"),
-        ({"head": {"name": "cosine", "dim": 8}}, "head.dim is not used by head.name cosine"),
+        ({"head": {"name": "taste", "dim": 8}}, "head.dim is not used by head.name taste"),
+        (
+            {"head": {"name": "cosine"}},
+            "head.name cosine has nothing but its scale to train where the towers are locked",
+        ),
         ({"data": {"resolution": 64}}, "a scorer prepares pictures in its own way"),
         ({"data": {"streaming": True}}, "data.streaming cannot hold prompts out; give data.validation"),
         ({"data": {"aspects": ["dull"]}}, r"data.aspects: .* lacks the column\(s\) \['dull'\]"),
@@ -286,6 +293,46 @@ def test_users_are_needed_by_heads_that_learn_them(world):
     sections = {"data": {"path": str(world / "nameless.parquet")}, "head": {"name": "pal"}}
     with pytest.raises(ValueError, match="head.name pal learns users, and .* has no column user_id"):
         ScorerTrainer(load_scorer_config(arguments(world, "nameless", **sections)))
+
+
+def test_a_head_goes_on_with_its_temperature_and_its_users(world):
+    """Of another set's users, those with the same names keep their tastes."""
+    pal = {"name": "pal", "prototypes": 3}
+    first, _ = train(world, "pal-first", head=pal, train={"max_train_steps": 30})
+    scorer = PreferenceScorer.from_pretrained(first / "scorer")
+    rows = Dataset.from_parquet(str(world / "pairs.parquet"), cache_dir=str(world / "cache"))
+    rows = rows.map(lambda row: {"user_id": row["user_id"] + 2})
+    rows.to_parquet(world / "others.parquet")
+    sections = {"data": {"path": str(world / "others.parquet")}, "head": pal}
+    sections["model"] = {"pretrained_model_name_or_path": str(first / "scorer")}
+    trainer = ScorerTrainer(load_scorer_config(arguments(world, "pal-second", **sections)))
+    new, old = trainer.trainee.head, scorer.head
+    assert trainer.users == [2, 3, 4, 5]
+    assert torch.equal(new.users.weight[:2], old.users.weight[2:4])
+    assert torch.allclose(new.users.weight[2:], old.users.weight.mean(0).expand(2, -1))
+    assert new.logit_scale.item() == pytest.approx(old.logit_scale.item() - math.log(scorer.temperature), abs=1e-5)
+
+
+def test_rows_without_a_user_are_nobodys(world):
+    """They do not take the users of their batch away, and no two of them are one user."""
+    rows = Dataset.from_parquet(str(world / "pairs.parquet"), cache_dir=str(world / "cache"))
+    rows = rows.map(lambda row, i: {"user_id": row["user_id"] if i % 3 else None}, with_indices=True)
+    rows.to_parquet(world / "some.parquet")
+    data, loss = {"path": str(world / "some.parquet")}, {"name": "mixture", "one_taste": "user"}
+    _, report = train(world, "some", data=data, head={"name": "micro", "tastes": 2}, loss=loss)
+    assert report["steps"] == 6
+    run, _ = train(world, "some-pal", data=data, head={"name": "pal"})
+    assert PreferenceScorer.from_pretrained(run / "scorer").users == list(range(USERS))
+
+
+def test_a_training_that_only_harms_leaves_the_start(world, capfd):
+    """Where people who are held out want the contrary, every step is one away from them."""
+    rows = Dataset.from_parquet(str(world / "pairs.parquet"), cache_dir=str(world / "cache"))
+    rows.rename_columns({"chosen": "rejected", "rejected": "chosen"}).to_parquet(world / "contrary.parquet")
+    steps, data = {"max_train_steps": 9, "learning_rate": 1e-2}, {"validation": str(world / "contrary.parquet")}
+    _, report = train(world, "harm", train=steps, data=data, validation={"steps": 3})
+    assert report["kept_step"] == 0 and "no state was better" in capfd.readouterr().out
+    assert report["after"]["accuracy"]["value"] == report["before"]["accuracy"]["value"]
 
 
 @pytest.mark.slow

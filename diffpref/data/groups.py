@@ -21,6 +21,7 @@ from diffpref.data.views import View, cut, draw_view, draws
 
 Row = int | dict[str, Any]  # a number in the set, or the row itself where a stream has no numbers
 Decode = Callable[[str, Picture, View], dict[str, Any]]
+NOBODY = ""  # the user of data that name no users; a row that names none where others do has None
 TRIES = 8  # so many rows that cannot be used, one after the other, are no accident
 
 
@@ -52,7 +53,7 @@ class Group:
     size: tuple[int, int]
     pictures: list[dict[str, Any]]
     conditioning: list[Conditioning] | None = None
-    user: Any = None
+    user: Any = NOBODY
     aspects: tuple[float, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -143,7 +144,7 @@ class PreferenceGroups(TorchDataset):
             pictures = [self.decode(name, picture, view) for name, picture in self.kind.named_pictures(whole).items()]
         weight, words = float(values.get("weight", 1.0)), self.conditioning(said.prompts)
         aspects = tuple(math.nan if values[name] is None else float(values[name]) for name in self.config.aspects)
-        return Group(key, said, weight, size, pictures, words, values.get("user_id"), aspects)
+        return Group(key, said, weight, size, pictures, words, values.get("user_id", NOBODY), aspects)
 
     def conditioning(self, prompts: list[str]) -> list[Conditioning] | None:
         """What the cache has of each prompt; None where text is not cached."""
@@ -203,10 +204,12 @@ def structure(groups: list[Group], prompts: list[str]) -> Structure:
 
 
 def users(groups: list[Group]) -> Tensor | None:
-    """Of each item a number for its user, [N]; None where a row does not say."""
-    if any(group.user is None for group in groups):
+    """Of each item a number for its user, [N]; below 0 and of its own for each row that names none. None for data that
+    have no users."""
+    if groups[0].user == NOBODY:
         return None
-    return torch.tensor([number_of(str(group.user)) for group in groups for _ in group.said.items])
+    named = [-1 - i if group.user is None else number_of(str(group.user)) for i, group in enumerate(groups)]
+    return torch.tensor([number for number, group in zip(named, groups, strict=True) for _ in group.said.items])
 
 
 def by_aspect(groups: list[Group]) -> Tensor | None:

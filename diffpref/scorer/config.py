@@ -89,6 +89,11 @@ CONTRADICTIONS: Contradictions = [
         " keys out",
     ),
     (
+        lambda c: c.head.name == "cosine" and not (c.model.image_groups or c.model.text_layers),
+        "head.name cosine has nothing but its scale to train where the towers are locked; let layers train"
+        " (model.image_groups, model.text_layers), or take the head taste",
+    ),
+    (
         lambda c: c.data.streaming and c.data.validation is None,
         "data.streaming cannot hold prompts out; give data.validation",
     ),

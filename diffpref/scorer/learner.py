@@ -77,7 +77,7 @@ class Learner:
         """The same with users by their numbers in the head's table."""
         if structure.user is None or not len(self.users):
             return structure
-        place = torch.searchsorted(self.users, structure.user).clamp(max=len(self.users) - 1)
+        place = torch.searchsorted(self.users, structure.user).clamp(max=len(self.users) - 1)  # those below 0 to 0
         known = self.users[place] == structure.user
         return replace(structure, user=torch.where(known, self.order[place], UNKNOWN))
 

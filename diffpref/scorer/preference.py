@@ -148,7 +148,8 @@ class PreferenceScorer(Scorer):
         image = self.towers.images(torch.stack(prepared))
         text = self.prompt_vectors(prompts) if self.needs_prompt else torch.zeros_like(image)
         user = None if self.users is None else torch.full((len(image),), self.user, device=image.device)
-        return self.head(image, text, user)
+        with torch.autocast(image.device.type, enabled=False):  # rounded to bf16, near scores would be equal
+            return self.head(image, text, user)
 
     def prompt_vectors(self, prompts: list[str]) -> Tensor:
         """Embeddings [N,D] of prompts; those of late are remembered, unless the towers train."""

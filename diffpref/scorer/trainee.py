@@ -1,11 +1,16 @@
 """Towers and head as the one model that a loop trains."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from diffpref.scorer.config import ScorerConfig, TowersConfig
-from diffpref.scorer.heads.config import make_head, options
+from diffpref.scorer.folder import head_name
+from diffpref.scorer.heads.config import HeadConfig, make_head, options, takes_users
 from diffpref.scorer.heads.contract import Head, Judged
+from diffpref.scorer.heads.cosine import Cosine
 from diffpref.scorer.heads.table import HEADS
 from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.towers import Towers
@@ -56,26 +61,52 @@ def lock(towers: Towers, config: TowersConfig) -> None:
         ) from error
 
 
+def noted(trainee: Trainee) -> dict[str, Tensor]:
+    """What the head notes of the batches it sees, by name; the towers' notes stay as they are."""
+    return {f"head.{name}": value for name, value in trainee.head.named_buffers()}
+
+
 def frozen(towers: Towers) -> bool:
     """Whether neither tower trains."""
     return not any(parameter.requires_grad for parameter in towers.parameters())
 
 
-def head_of(scorer: PreferenceScorer, config: ScorerConfig, users: int) -> Head:
-    """The scorer's own head, its temperature made part of its scale, where it is of the configured kind; else a new
-    one."""
+def head_of(scorer: PreferenceScorer, config: ScorerConfig, users: list[Any]) -> Head:
+    """The scorer's own head where it is of the configured kind, its temperature taken into its scale, and with the
+    users it knows under their names; else a new one, at the scale of the scorer's."""
     own, wanted = scorer.head, config.head
-    free = {"width", "users", "logit_scale"}
-    same = type(own) is HEADS[wanted.name] and all(
-        own.settings.get(name) == getattr(wanted, name) for name in options(wanted.name) - free
-    )
-    if not same or own.settings.get("users", 0) != (users if "users" in own.settings else 0):
-        return make_head(wanted, scorer.towers.width, users)
-    with torch.no_grad():
-        if hasattr(own, "logit_scale"):
-            own.logit_scale.sub_(torch.tensor(scorer.temperature).log())
-            own.clamp()
+    if not continues(own, wanted):
+        if type(own) is not Cosine:
+            print(f"head: a new {wanted.name}; the {head_name(own)} that {scorer.name} has is left behind", flush=True)
+        return make_head(wanted, scorer.towers.width, len(users), scale=scale_of(scorer))
+    own.warm(scorer.temperature)
+    if wanted.logit_scale is not None:
+        nn.init.constant_(own.logit_scale, wanted.logit_scale)
+    if takes_users(wanted.name) and list(scorer.users or []) != users:
+        own = with_users(own, wanted, list(scorer.users or []), users)
     return own.requires_grad_(True)
+
+
+def continues(own: Head, wanted: HeadConfig) -> bool:
+    """Whether training can go on from a head: it is of the kind and has the settings that are wanted."""
+    shaping = options(wanted.name) - {"logit_scale"}
+    return type(own) is HEADS[wanted.name] and all(own.settings[name] == getattr(wanted, name) for name in shaping)
+
+
+def scale_of(scorer: PreferenceScorer) -> float | None:
+    """Logarithm of the factor by which the scorer's cosines are log-odds; None of a head that has no cosine."""
+    scale = getattr(scorer.head, "logit_scale", None)
+    return None if scale is None else float(scale.detach().mean()) - math.log(scorer.temperature)
+
+
+def with_users(own: Head, wanted: HeadConfig, known: list[Any], users: list[Any]) -> Head:
+    """The same tastes for other users: those that both have keep their shares, new ones begin with the mean's."""
+    head = make_head(wanted, own.settings["width"], len(users))
+    old, mean = own.users.weight.detach(), own.users.weight.detach().mean(0)
+    table = torch.stack([old[known.index(user)] if user in known else mean for user in users])
+    head.load_state_dict(own.state_dict() | {"users.weight": table})
+    print(f"users: {sum(user in known for user in users)} of {len(users)} are known from before", flush=True)
+    return head
 
 
 # Radford et al. 2021 (arXiv 2103.00020), one way: −log exp(s<f_i, t_i>) / Σ_u exp(s<f_i, t_u>), over the U prompts of

@@ -25,7 +25,7 @@ from diffpref.scorer.learner import Learner
 from diffpref.scorer.losses import check_loss, needs_fields
 from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.report import conclude
-from diffpref.scorer.trainee import Trainee, frozen, head_of, lock
+from diffpref.scorer.trainee import Trainee, frozen, head_of, lock, noted
 from diffpref.scorer.validation import Best, HeldOut, Margins
 
 SCORER = "scorer"  # folder of the result, within the run's
@@ -103,7 +103,7 @@ class ScorerTrainer:
         lock(self.scorer.towers, self.config.model)
         self.users = self.known_users() if takes_users(self.config.head.name) else []
         torch.manual_seed(self.train.seed)  # a new head is the same in every process
-        self.trainee = Trainee(self.scorer.towers, head_of(self.scorer, self.config, len(self.users)))
+        self.trainee = Trainee(self.scorer.towers, head_of(self.scorer, self.config, self.users))
         self.trainee.to(self.accelerator.device)
         if self.train.gradient_checkpointing:
             self.scorer.towers.model.set_grad_checkpointing()
@@ -121,10 +121,11 @@ class ScorerTrainer:
     def prepare_training(self) -> None:
         """The loop, its data, and what is held out."""
         journal = Journal(self.config, self.accelerator)
-        head = self.trainee.head
-        self.loop = Loop(self.config, self.accelerator, self.trainee, journal, lambda folder: None, head.clamp)
+        head, buffers = self.trainee.head, noted(self.trainee)
+        given = (self.config, self.accelerator, self.trainee, journal, lambda folder: None)
+        self.loop = Loop(*given, after_step=head.clamp, buffers=buffers)
         self.learner = Learner(self.accelerator, self.loop.policy, self.trainee, self.config, self.users)
-        self.best = Best(self.config.run_dir, trainable(self.trainee), self.main)
+        self.best = Best(self.config.run_dir, {**trainable(self.trainee), **buffers}, self.main)
 
     def features(self, rows: Dataset) -> Any:
         """Embeddings of a set's rows, or None where the towers train."""
@@ -150,6 +151,8 @@ class ScorerTrainer:
         before = self.held_out.measure()
         start, position = self.loop.resume(self.checkpoint)
         self.best.resume(start)
+        if start == 0:
+            self.best.offer(0, before)
         loader = training_loader(
             self.checked.rows,
             view_of(self.scorer.towers).size,
@@ -221,5 +224,7 @@ class ScorerTrainer:
             measured=numbers | {"held_out_pairs": len(after.margin)},
         )
         scorer.save_pretrained(self.config.run_dir / SCORER)
+        if kept == 0:
+            print("scorer: no state was better on held-out pairs than the start, which is kept", flush=True)
         print(f"scorer: {self.config.run_dir / SCORER}", flush=True)
         return report

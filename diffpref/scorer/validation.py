@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffpref import engines
@@ -120,12 +120,12 @@ class Best:
 
     Args:
         folder: The run's.
-        parameters: That train.
+        weights: That training changes, parameters and buffers.
         main: Whether this process writes.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, nn.Parameter], main: bool):
-        self.path, self.parameters, self.main = folder / "best.safetensors", parameters, main
+    def __init__(self, folder: Path, weights: dict[str, Tensor], main: bool):
+        self.path, self.weights, self.main = folder / "best.safetensors", weights, main
         self.step, self.log_loss = -1, float("inf")
 
     def resume(self, step: int) -> None:
@@ -142,7 +142,7 @@ class Best:
         if margins.log_loss >= self.log_loss:
             return
         self.step, self.log_loss = step, margins.log_loss
-        weights = {name: engines.full(parameter) for name, parameter in self.parameters.items()}
+        weights = {name: engines.full(value) for name, value in self.weights.items()}
         if self.main:
             metadata = {"best": json.dumps({"step": step, "log_loss": self.log_loss})}
             write_atomically(self.path, save(weights, metadata))
@@ -150,5 +150,5 @@ class Best:
     def apply(self) -> None:
         """Put the best weights in the place of the present ones."""
         stored = load_file(self.path)
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(engines.like(stored[name], parameter.data))
+        for name, value in self.weights.items():
+            value.data.copy_(engines.like(stored[name], value.data))

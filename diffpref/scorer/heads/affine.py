@@ -15,6 +15,12 @@ class Affine(Head):
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(()))
 
+    @torch.no_grad()
+    def warm(self, temperature: float) -> None:
+        """The line's slope and height are the scale."""
+        self.weight.div_(temperature)
+        self.bias.div_(temperature)
+
     def forward(self, image: Tensor, text: Tensor, user: Tensor | None = None) -> Judged:
         """Scores [N]; the prompts are not read."""
         # s = <w, f> + b

@@ -58,6 +58,11 @@ class Aspects(Head):
         return Judged(scores=standard @ self.weights, aspects=aspects)
 
     @torch.no_grad()
+    def warm(self, temperature: float) -> None:
+        """Of standardised scores, the weights are the scale."""
+        self.weights.div_(temperature)
+
+    @torch.no_grad()
     def watch(self, aspects: Tensor) -> None:
         """Take a batch [N,A] into the running mean and variance; the first ones count alike."""
         self.batches += 1

@@ -7,6 +7,7 @@ from typing import Literal
 
 from diffpref.config.limits import NOT_NEGATIVE, POSITIVE, Limits
 from diffpref.scorer.heads.contract import Head
+from diffpref.scorer.heads.cosine import LARGEST
 from diffpref.scorer.heads.table import HEADS
 
 
@@ -17,7 +18,7 @@ class HeadConfig:
     Args:
         name: A row of HEADS.
         logit_scale: Logarithm of the factor before the cosine, at the start (all but affine and gpm); never more than
-            ln 100.
+            ln 100. The scorer's own when not given.
         prompt_rank: Rank of the maps by which queries differ from prompt to prompt (aspects, gaussian, micro, pal of
             kind b); 0, and every prompt is moved alike, which few prompts are enough for.
         names: Names of the aspects, in the order of the data's (aspects).
@@ -32,8 +33,8 @@ class HeadConfig:
         tastes: Tastes among which the prompt, and a user's choices, decide (micro).
     """
 
-    name: Literal["affine", "aspects", "cosine", "gaussian", "gpm", "micro", "pal", "taste"] = "cosine"
-    logit_scale: float = math.log(100)
+    name: Literal["affine", "aspects", "cosine", "gaussian", "gpm", "micro", "pal", "taste"] = "taste"
+    logit_scale: float | None = None
     prompt_rank: int = 0
     names: list[str] | None = None
     weights: list[float] | None = None
@@ -81,9 +82,14 @@ def takes_users(name: str) -> bool:
     return "users" in inspect.signature(HEADS[name]).parameters
 
 
-def make_head(config: HeadConfig, width: int, users: int = 0) -> Head:
-    """An untrained head for embeddings of a width D, and for so many known users if it is one that knows users."""
+def make_head(config: HeadConfig, width: int, users: int = 0, scale: float | None = None) -> Head:
+    """An untrained head for embeddings of a width D, and for so many known users if it is one that knows users.
+
+    scale: logit_scale where the configuration has none; ln 100 where nobody has.
+    """
     check_head(config)
     settings = {name: getattr(config, name) for name in options(config.name)}
+    if "logit_scale" in settings and settings["logit_scale"] is None:
+        settings["logit_scale"] = LARGEST if scale is None else min(scale, LARGEST)
     known = {"users": users} if takes_users(config.name) else {}
     return HEADS[config.name](width=width, **settings, **known)

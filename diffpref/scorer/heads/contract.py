@@ -4,6 +4,7 @@ N items (one picture with one prompt), P comparisons between items, D width of t
 A aspects, V width of a vector.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,12 @@ class Head(nn.Module):
         """Log-odds [P] that item first[p] is preferred to item second[p]; with heads of one scale, their scores'
         difference. Antisymmetric: exchanged, its sign is."""
         return judged.scores[first] - judged.scores[second]
+
+    @torch.no_grad()
+    def warm(self, temperature: float) -> None:
+        """Take a temperature in, so that the logit is what logit / temperature was, as far as the limits let it."""
+        self.logit_scale.sub_(math.log(temperature))
+        self.clamp()
 
     @torch.no_grad()
     def clamp(self) -> None:

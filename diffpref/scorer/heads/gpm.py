@@ -71,6 +71,10 @@ class Gpm(Head):
         """s/τ, [P]."""
         return skew(judged.vectors[first], judged.vectors[second]) / self.settings["tau"]
 
+    def warm(self, temperature: float) -> None:
+        """τ is the scale."""
+        self.settings["tau"] *= temperature
+
     @torch.no_grad()
     def watch(self, vectors: Tensor) -> None:
         """Take a batch [N,V] into the running mean vector; the first ones count alike."""
