@@ -406,6 +406,15 @@ def test_the_worst_tenth_of_users():
     assert worst_users(per_user(margin[:19], np.ones(19), [1] * 19), QUICK).n == 1
 
 
+def test_the_worst_users_who_all_agree_are_not_certain():
+    """Ten of twenty users are always wrong, and so are the two worst of each resample: 0 of 2."""
+    users = per_user(np.repeat([1.0, -1.0], 30), np.ones(60), np.repeat(np.arange(20), 3).tolist())
+    found = worst_users(users, QUICK)
+    assert (found.value, found.low) == (0, 0)
+    assert found.high == pytest.approx(1 - 0.025**0.5)  # (1 − high)² = 0.025
+    assert "exact, 2 users as trials" in found.interval
+
+
 # --- cycles -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from diffpref.scorer.measures.bootstrap import DEFAULT, Clusters, Resampling, described, numbered, share
 from diffpref.scorer.measures.measured import Measured, counted
 from diffpref.scorer.measures.pairs import checked, chosen, right, with_winner
+from diffpref.winrate import exact_interval
 
 TENTH = 0.1
 DRAWS = 200  # of users who are all alike
@@ -68,17 +69,22 @@ def macro_accuracy(
 
 def worst_users(users: Users, resampling: Resampling = DEFAULT, tenth: float = TENTH) -> Measured:
     """Mean accuracy of the tenth of users for whom it is least (at least one), with `by_chance`: what it would be were
-    all users alike, for among many users someone is always unlucky."""
+    all users alike, for among many users someone is always unlucky. Where all draws agree, the interval is the exact
+    binomial one with these users as trials."""
     worst = max(1, round(tenth * len(users.n)))
     lowest = lambda values: np.sort(values, axis=-1)[..., :worst].mean(-1)  # noqa: E731
     rng = np.random.default_rng(resampling.seed)
     drawn = users.value[rng.integers(len(users.n), size=(resampling.resamples, len(users.n)))]
+    value = float(lowest(users.value))
     low, high = np.quantile(lowest(drawn), [(1 - resampling.confidence) / 2, (1 + resampling.confidence) / 2])
+    how = f"{100 * resampling.confidence:g} % interval: bootstrap of whole users"
+    if high - low < 1e-12:  # all draws agree, and no width would be too sure
+        low, high = exact_interval(value, worst, resampling.confidence)
+        how = f"{100 * resampling.confidence:g} % interval: exact, {counted(worst, 'user')} as trials, for all agree"
     overall = float((users.value * users.n).sum() / users.n.sum())
     alike = float(lowest(rng.binomial(users.n, overall, size=(DRAWS, len(users.n))) / users.n).mean())
     policy = (
         f"{counted(worst, 'user')} of {len(users.n)}, each counted the same; were all users alike it would be "
         f"{alike:.3f}"
     )
-    how = f"{100 * resampling.confidence:g} % interval: bootstrap of whole users"
-    return Measured(float(lowest(users.value)), float(low), float(high), worst, policy, how, {"by_chance": alike})
+    return Measured(value, float(low), float(high), worst, policy, how, {"by_chance": alike})
