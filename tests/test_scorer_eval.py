@@ -15,13 +15,14 @@ from PIL import Image
 from preference_files import FEATURES, captions, encoded, likes, truncated, value
 from tiny_scorers import pictures, tiny_scorer
 
-from diffpref.commands.scorer import run, short_names
+from diffpref.commands.scorer import named, run
 from diffpref.config import DataConfig
 from diffpref.data.pictures import open_picture
 from diffpref.scorer.contract import Scorer
 from diffpref.scorer.evaluation import evaluate, fit, judge, own
 from diffpref.scorer.evidence import read_evidence
 from diffpref.scorer.measures import Resampling
+from diffpref.scorer.plugins import load_scorer
 
 QUICK = Resampling(resamples=100)
 MORE = {"user_id": Value("int64")} | {name: Value("float64") for name in ("truth", "beauty", "fit")}
@@ -286,8 +287,8 @@ def test_the_temperature_is_fitted(tmp_path):
 def models(tmp_path_factory) -> Path:
     """Folders of tiny scorers."""
     place = tmp_path_factory.mktemp("models")
-    tiny_scorer(place / "one", seed=0)
-    tiny_scorer(place / "two", head="gpm", seed=1)
+    tiny_scorer(place / "one", seed=0, name="one")
+    tiny_scorer(place / "two", head="gpm", seed=1, name="two")
     return place
 
 
@@ -342,10 +343,13 @@ def test_personal_and_calibration_by_command(tmp_path, models, capsys):
 
 
 def test_names_in_tables(tmp_path):
-    for place in ("a/x", "b/x", "b/y"):
-        (tmp_path / place).mkdir(parents=True)
-    given = [str(tmp_path / "a/x"), str(tmp_path / "b/x"), str(tmp_path / "b/y"), "bundled"]
-    assert list(short_names(given)) == [given[0], given[1], "y", "bundled"]
+    """All trained scorers lie in folders named scorer: they are called as they call themselves, if they differ in it."""
+    names = {"a/scorer": "cats", "b/scorer": "cats", "c/scorer": "dogs"}
+    for place, name in names.items():
+        tiny_scorer(tmp_path / place, name=name)
+    asked = {str(tmp_path / place): load_scorer(str(tmp_path / place), device="cpu") for place in names}
+    alike = str(tmp_path / "a/scorer"), str(tmp_path / "b/scorer")
+    assert list(named(asked | {"plugin": Brightness()})) == [*alike, "dogs", "plugin"]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +364,7 @@ def test_names_in_tables(tmp_path):
         (MIXED, ["--batch-size", "0"], "must be a positive number"),
         (MIXED, ["--seed", "-1"], "--seed must not be negative"),
         (MIXED, ["--kind", "lists"], "holds pairs"),
+        (MIXED, ["--device", "nonsense"], "device 'nonsense' is not to be had here: .*; cpu is always there"),
     ],
 )
 def test_mistakes(tmp_path, models, monkeypatch, rows, options, message):

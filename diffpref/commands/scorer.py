@@ -74,8 +74,11 @@ def measured(args: Namespace, resampling: Any) -> Any:
     from diffpref.scorer.evidence import read_evidence
     from diffpref.scorer.measures.pairs import with_winner
     from diffpref.scorer.outcome import Outcome
+    from diffpref.scorer.weights import checked_device
 
-    scorers = {short: loaded(name, args.device) for short, name in short_names(args.model).items()}
+    if args.device is not None:
+        checked_device(args.device)
+    scorers = named({name: loaded(name, args.device) for name in args.model})
     config = DataConfig(args.data, args.split, args.format, args.kind, max_pairs=args.max, aspects=args.aspects)
     evidence = read_evidence(config, args.truth, personal=args.personal)
     with_winner(evidence.label)  # raises now what would be raised when all is scored
@@ -99,15 +102,17 @@ def loaded(name: str, device: str | None) -> Any:
     from diffpref.scorer.plugins import load_scorer
 
     try:
-        return load_scorer(name, **({"device": device} if device else {}))
+        return load_scorer(name, **({} if device is None else {"device": device}))
     except ImportError as error:
         raise ValueError(str(error)) from error
 
 
-def short_names(models: Sequence[str]) -> dict[str, str]:
-    """What scorers are called in tables -> their names: of folders the last part, where that is no other's."""
-    last = [Path(name).name if Path(name).exists() else name for name in models]
-    return {short if last.count(short) == 1 else name: name for short, name in zip(last, models, strict=True)}
+def named(scorers: dict[str, Any]) -> dict[str, Any]:
+    """Scorers by what they are asked for -> by what they are called in tables: one of a folder or file as it calls
+    itself, unless another is called so, too."""
+    names = {asked: scorer.name if Path(asked).exists() else asked for asked, scorer in scorers.items()}
+    known = list(names.values())
+    return {name if known.count(name) == 1 else asked: scorers[asked] for asked, name in names.items()}
 
 
 def train(arguments: Sequence[str]) -> None:
