@@ -321,6 +321,17 @@ def test_a_list_names_pictures_from_its_folder_from_theirs_or_by_their_names(tmp
     assert prompts(tmp_path / "pics", given=str(tmp_path / "list.jsonl")) == ["two", "three", None, "one"]
 
 
+def test_a_bare_name_is_no_picture_of_a_folder_below(tmp_path):
+    fill(tmp_path / "p", "a.png", "sub/a.png", "sub/b.png")
+    (tmp_path / "p" / "metadata.csv").write_text("file_name,prompt\na.png,one\nb.png,two\n")
+    assert prompts(tmp_path / "p") == ["one", None, None]
+    elsewhere = (tmp_path / "p" / "metadata.csv").rename(tmp_path / "list.csv")
+    assert prompts(tmp_path / "p", given=str(elsewhere)) == ["one", None, None]
+    assert prompts(tmp_path / "p" / "**" / "*.png", given=str(elsewhere)) == ["one", None, None]
+    assert prompts(tmp_path / "p" / "sub" / "?.png", given=str(elsewhere)) == ["one", "two"]
+    assert prompts(tmp_path / "p" / "sub" / "b.png", given=str(elsewhere)) == ["two"]
+
+
 def test_prompts_beside_pictures(tmp_path):
     fill(tmp_path, "a.png", "a.txt", "sub/b.png", "c.png", "d.png", "d.txt")
     (tmp_path / "metadata.csv").write_text("file_name,prompt\nsub/b.png,listed\na.png,says a.txt\n")

@@ -15,12 +15,13 @@ READ = (*sorted(SUFFIXES), TABLE, SHARD)  # what is looked for in folders
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files of pictures; of those found in a folder, that folder. sidecars: look for prompts in the text files beside
-    them and in the folder's metadata.jsonl or metadata.csv."""
+    """Files of pictures, and the folder that their name on the command line begins in. sidecars: look for prompts in
+    the text files beside them.  listed: and in the folder's metadata.jsonl or metadata.csv."""
 
     files: list[str]
-    root: str | None = None
-    sidecars: bool = True
+    root: str
+    sidecars: bool
+    listed: bool
 
     def count(self) -> int:
         """All of them."""
@@ -28,7 +29,7 @@ class Pictures:
 
     def items(self) -> Iterator[Item]:
         """One a file. Raises ValueError where a text file and the folder's list differ."""
-        listed = metadata(self.root) if self.sidecars and self.root else None
+        listed = metadata(self.root) if self.sidecars and self.listed else None
         for file in self.files:
             item = Item({"path": file}, picture={"bytes": None, "path": file}, root=self.root)
             if self.sidecars:

@@ -18,7 +18,7 @@ class Item:
     picture: undecoded, {"bytes", "path"} as data/pictures.py takes it; None where there is a fault.
     prompt: None where nothing says it yet.
     columns: what else its row holds.
-    root: of a picture found in a folder, that folder.
+    root: of a picture file, the folder that the command names, itself or by what lies in it.
     fault: why it cannot be scored, as far as known before it is opened.
     """
 

@@ -40,8 +40,8 @@ class Lined:
 
 @dataclass(frozen=True)
 class Named:
-    """Prompts by the name of a picture's file, which begins in `folder`, in the folder that the picture was found in,
-    where the command runs, or is the bare name."""
+    """Prompts by the name of a picture's file, which begins in `folder`, in the folder that the command names, or where
+    the command runs. A bare name is that of a picture there, and not of one in a folder below."""
 
     prompts: dict[str, str]
     folder: str
@@ -52,7 +52,7 @@ class Named:
         if not path:
             return None
         folders = filter(None, (self.folder, item.root))
-        names = [*(os.path.relpath(path, folder) for folder in folders), os.path.normpath(path), os.path.basename(path)]
+        names = [*(os.path.relpath(path, folder) for folder in folders), os.path.normpath(path)]
         return next((self.prompts[name] for name in names if name in self.prompts), None)
 
 

@@ -86,11 +86,10 @@ def sources(names: Sequence[str], reading: Reading, stdin: Iterable[bytes] | Non
     seen: set[str] = set()
     parts: list[Source] = []
     for name in names:
-        root = name if os.path.isdir(name) else None
         new = [file for file in located(name, reading.apart) if file not in seen]
         seen.update(new)
         for kind, files in groupby(new, key=suffix):
-            parts += of_kind(kind, list(files), root, reading)
+            parts += of_kind(kind, list(files), name, reading)
     return Sources(tuple(parts))
 
 
@@ -122,10 +121,17 @@ def suffix(file: str) -> str:
     return next((kind for kind in (TABLE, SHARD) if file.lower().endswith(kind)), "")
 
 
-def of_kind(kind: str, files: list[str], root: str | None, reading: Reading) -> list[Source]:
-    """Sources of files of one kind."""
+def of_kind(kind: str, files: list[str], name: str, reading: Reading) -> list[Source]:
+    """Sources of files of one kind, which a name of the command line means."""
     if kind == TABLE:
         return [table(file, reading.picture, reading.prompt, reading.keep) for file in files]
     if kind == SHARD:
         return [Shard(file, reading.picture, reading.prompt, reading.keep) for file in files]
-    return [Pictures(files, root, reading.sidecars)]
+    return [Pictures(files, beginning(name), reading.sidecars, listed=os.path.isdir(name))]
+
+
+def beginning(name: str) -> str:
+    """The folder that a name of the command line is, or that of its file, or that of a glob up to its first sign."""
+    if os.path.isdir(name):
+        return name
+    return os.path.dirname(name if os.path.exists(name) else re.split(r"[*?[]", name)[0]) or "."
