@@ -335,3 +335,32 @@ def test_decoding_overlaps_with_judging():
 
 def test_sizes_of_the_tiny_scorers_are_what_the_tests_say():
     assert tiny_scorer().prepare(pictures(1)[0]).shape == (3, SIZE, SIZE)
+
+
+def test_a_new_user_is_taken_in_by_their_choices(tmp_path):
+    """What they chose is what their scorer prefers more than the population does; the others' shares are untouched."""
+    scorer = tiny_scorer(head="pal", settings={"users": 3, "prototypes": 4, "logit_scale": 3.0}, users=["a", "b", "c"])
+    scorer.head.tastes.queries.bias.data.normal_(generator=torch.manual_seed(0))
+    scorer.head.users.weight.data.normal_(generator=torch.manual_seed(1))
+    chosen, rejected = pictures(6), pictures(6, seed=1)
+    known = scorer.add_user("d", chosen=chosen, rejected=rejected, prompts="a thing", strength=0.1)
+    before = scorer.compare(first=chosen, second=rejected, prompts="a thing")
+    mine = known.for_user("d").compare(first=chosen, second=rejected, prompts="a thing")
+    assert mine.log().sum() > before.log().sum() + 0.1
+    assert scorer.users == ["a", "b", "c"] and known.users == ["a", "b", "c", "d"]
+    known.save_pretrained(tmp_path / "known")
+    again = PreferenceScorer.from_pretrained(tmp_path / "known", device="cpu").for_user("d")
+    assert torch.allclose(again.compare(first=chosen, second=rejected, prompts="a thing"), mine, atol=1e-5)
+    one = scorer.for_user("a").score(images=chosen, prompts="a thing")
+    assert torch.equal(known.for_user("a").score(images=chosen, prompts="a thing"), one)
+
+
+def test_users_that_cannot_be_taken_in_are_refused():
+    shown = {"chosen": pictures(2), "rejected": pictures(2, seed=1), "prompts": "a thing"}
+    with pytest.raises(ValueError, match="the scorer tiny knows no users; train one with head.name pal"):
+        tiny_scorer().add_user("d", **shown)
+    scorer = tiny_scorer(head="pal", settings={"users": 1}, users=["a"])
+    with pytest.raises(ValueError, match="knows a user 'a' already"):
+        scorer.add_user("a", **shown)
+    with pytest.raises(ValueError, match="2 chosen pictures, 1 rejected ones and 2 prompts are no pairs"):
+        scorer.add_user("d", **shown | {"rejected": pictures(1)})

@@ -15,10 +15,12 @@ from torch import Tensor
 from diffpref.scorer.contract import Scorer
 from diffpref.scorer.folder import Parts, save_folder
 from diffpref.scorer.heads.contract import Head, Judged
+from diffpref.scorer.heads.pal import Pal, fit_user
 from diffpref.scorer.inputs import check_prompt, known_length, one_by_one
 from diffpref.scorer.published import load_parts
 from diffpref.scorer.score import batches, refuse, shown
 from diffpref.scorer.towers import Towers
+from diffpref.scorer.weights import checked_device
 
 REMEMBERED = 4096  # prompts whose embeddings are kept: 16 MB at width 1024
 NARROWEST = 100  # sides' ratio from which a picture, resized by its shortest side, would fill the memory
@@ -111,6 +113,7 @@ class PreferenceScorer(Scorer):
 
     def to(self, device: str | torch.device) -> "PreferenceScorer":
         """Move it."""
+        device = checked_device(device)
         self.towers.to(device)
         self.head.to(device)
         self.remembered.clear()
@@ -124,6 +127,39 @@ class PreferenceScorer(Scorer):
         one = copy.copy(self)
         one.user = self.users.index(user)
         return one
+
+    def add_user(
+        self, user: Any, *, chosen: Any, rejected: Any, prompts: str | list[str], strength: float = 1.0
+    ) -> "PreferenceScorer":
+        """The same scorer, which knows one user more: of their P choices only their shares of the tastes are fitted,
+        with the users it knows as the prior (`fit_user`).
+
+        Args:
+            user: Their name.
+            chosen: P pictures they liked better, of any form that `score` takes.
+            rejected: P pictures they liked less.
+            prompts: One for each pair, or one for all.
+            strength: Of the prior.
+
+        Raises ValueError for a head that knows no users, a name that it knows, or unequal numbers of pictures.
+        """
+        if not isinstance(self.head, Pal):
+            raise ValueError(f"the scorer {self.name} knows no users; train one with head.name pal")
+        if user in (self.users or ()):
+            raise ValueError(f"the scorer {self.name} knows a user {user!r} already; give another name")
+        sides = [self.embed(images=side, progress=False).images for side in (chosen, rejected)]
+        count = len(sides[0])
+        texts = self.embed(prompts=[prompts] * count if isinstance(prompts, str) else prompts).prompts
+        if not len(sides[1]) == len(texts) == count:
+            raise ValueError(
+                f"{count} chosen pictures, {len(sides[1])} rejected ones and {len(texts)} prompts are no pairs"
+            )
+        pairs = torch.stack([torch.arange(count), torch.arange(count) + count], dim=1)
+        one = copy.copy(self)
+        one.head, one.users = copy.deepcopy(self.head), [*(self.users or []), user]
+        shares = fit_user(self.head.cpu(), torch.cat(sides), torch.cat([texts, texts]), pairs, strength=strength)
+        one.head.add_user(shares)
+        return one.to(self.towers.device)
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """An upright picture of any mode -> [3,S,S]. Raises ValueError for one that is far too long and thin."""

@@ -53,7 +53,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def warm(self, temperature: float) -> None:
-        """Take a temperature in, so that the logit is what logit / temperature was, as far as the limits let it."""
+        """Take a temperature in: scores are what scores / temperature were, as far as the limits let them be."""
         self.logit_scale.sub_(math.log(temperature))
         self.clamp()
 
