@@ -74,6 +74,7 @@ def page(sheets: list[dict]) -> str:
             "Made by `make gallery` from the JSON files beside the pictures; not written by hand.",
             "",
             "All objectives on equal terms: [objectives](objectives/README.md).",
+            "Preferences of scorers instead of people: [synpic](synpic/README.md).",
             "",
             "## Quickstart: the emoji world learns the majority's taste",
             "",
