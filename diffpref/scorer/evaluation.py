@@ -26,7 +26,7 @@ from diffpref.scorer.measures import (
     tie_calibration,
 )
 from diffpref.scorer.score import Ready, Scoring, batches
-from diffpref.scorer.sections import Case, measured
+from diffpref.scorer.sections import KNOWN, Case, measured, not_measured
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,18 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Result:
-    """A scorer's measures on the pairs that all scorers could judge; its temperature and where that is from; users:
-    their accuracies, the least first."""
+    """A scorer's measures on the pairs that all scorers could judge; its temperature and where that is from; its
+    reliability, and against what; users: their accuracies, the least first; not_measured: why, by what."""
 
     name: str
     measures: dict[str, Measured]
     temperature: float
     temperature_from: str
     reliability: Reliability | None
+    reliability_against: str
     users: list[dict]
     strangers: int
+    not_measured: dict[str, str]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -268,13 +270,21 @@ def evaluate(
 
 def result(judgement: Judgement, fitted: Fitted, case: Case) -> Result:
     """All about one scorer."""
-    e = case.evidence
-    target, known = target_of(e.label, e.probability)
+    e, found = case.evidence, measured(case)
+    target, known, against = best_known(e)
     table = reliability(case.margin[known], target[known]) if known.any() else None
     whose = any(user is not None and label != 0 for user, label in zip(e.users, e.label, strict=True))
     users = per_user(case.margin, e.label, e.users).rows() if whose else []
-    given = judgement.name, measured(case), fitted.temperature, fitted.source
-    return Result(*given, table, users, judgement.strangers)
+    given = judgement.name, found, fitted.temperature, fitted.source
+    return Result(*given, table, against, users, judgement.strangers, not_measured(case, found))
+
+
+def best_known(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, str]:
+    """Targets [P] of a reliability, which pairs have one [P], and what they are: the column that was named, if any."""
+    if evidence.truth is not None:
+        return evidence.truth, np.isfinite(evidence.truth), KNOWN
+    target, known = target_of(evidence.label, evidence.probability)
+    return target, known, "labels" if evidence.probability is None else "probabilities"
 
 
 def prompt_weights(prompts: list[str]) -> np.ndarray:

@@ -20,9 +20,11 @@ from diffpref.scorer.evaluation import Judgement, Result
 from diffpref.scorer.evidence import Evidence
 from diffpref.scorer.measures import Measured, Resampling
 from diffpref.scorer.measures.measured import counted
+from diffpref.scorer.sections import KNOWN
 
 LIBRARIES = ("open_clip_torch", "torchmetrics", "scipy")
 WIDE, TEXT = 24, 116  # columns of a value with its interval, and of text
+SIZES = "area of a dot: pairs in its bin, each both ways round"
 WORST = 10  # users shown of each scorer
 
 
@@ -45,17 +47,18 @@ def table(outcome: Outcome, *, by_user: bool = False) -> str:
     """Lines for a terminal: a line for each measure, and under it its policy."""
     results, common = outcome.results, usual_interval(outcome.results)
     names = list(dict.fromkeys(name for one in results for name in one.measures))
+    wide = max(WIDE, *(len(one.name) for one in results))
     first = max(map(len, [*names, *(f"{a} − {b}" for a, b, _ in outcome.gaps)])) + 2
-    lines = [*heading(outcome), "", " " * first + "".join(f"{one.name:<{WIDE}}  " for one in results).rstrip()]
+    lines = [*heading(outcome), "", " " * first + "".join(f"{one.name:<{wide}}  " for one in results).rstrip()]
     for name in names:
         found = [one.measures.get(name) for one in results]
         n = next(measured.n for measured in found if measured)
-        lines.append(f"{name:<{first}}" + "".join(f"{str(m or ''):<{WIDE}}  " for m in found) + f"n={n}")
+        lines.append(f"{name:<{first}}" + "".join(f"{str(m or ''):<{wide}}  " for m in found) + f"n={n}")
         lines += policies({one.name: m for one, m in zip(results, found, strict=True) if m}, common)
     for a, b, gap in outcome.gaps:
         lines.append(f"{f'{a} − {b}':<{first}}{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]  n={gap.n}")
         lines += policies({"": gap}, common)
-    lines += ["", *wrapped(common, "")] + [line for one in results for line in about(one)]
+    lines += ["", *wrapped(common, ""), *absent(results)] + [line for one in results for line in about(one)]
     return "\n".join(lines + ([line for one in results for line in users(one)] if by_user else []))
 
 
@@ -90,6 +93,15 @@ def policies(found: dict[str, Measured], common: str) -> list[str]:
     if len(set(texts.values())) == 1:
         return wrapped(next(iter(texts.values())), "    ")
     return [line for name, text in texts.items() for line in wrapped(f"{name}: {text}", "    ")]
+
+
+def absent(results: Sequence[Result]) -> list[str]:
+    """What could not be measured, and why; once where all scorers have the same."""
+    texts = {one.name: ", ".join(f"{name} ({why})" for name, why in one.not_measured.items()) for one in results}
+    if len(set(texts.values())) == 1:
+        texts = {"": next(iter(texts.values()))}
+    named = {f"{name}: " if name else "": text for name, text in texts.items() if text}
+    return [line for name, text in named.items() for line in wrapped(f"{name}not measured: {text}", "")]
 
 
 def wrapped(text: str, indent: str) -> list[str]:
@@ -150,32 +162,34 @@ def finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plot(path: Path, results: Sequence[Result]) -> None:
-    """Predicted probability against how often it came true, a panel for each scorer. Raises ValueError where there is
-    nothing to draw."""
+    """Predicted probability against how often it came true, or against the known probability, a panel for each scorer.
+    Raises ValueError where there is nothing to draw."""
     drawn = [one for one in results if one.reliability]
     if not drawn:
         raise ValueError("no pair has a winner or a probability: there is no reliability to draw")
     columns = min(4, len(drawn))
     deep = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(3.8 * columns, 4.2 * deep), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 4.7 * deep), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(deep, columns, squeeze=False).flat
     for ax, one in zip(axes, [*drawn, *[None] * (deep * columns - len(drawn))], strict=True):
         draw(ax, one) if one else ax.remove()
+    figure.supxlabel(SIZES, fontsize=8, color=SOFT)
     figure.savefig(path, dpi=120)
 
 
 def draw(ax: Axes, result: Result) -> None:
     """One panel; a point's area is the share of pairs in its bin."""
-    table = result.reliability
-    error = result.measures["calibration error"]
+    table, known = result.reliability, result.reliability_against == KNOWN
+    error = result.measures[f"calibration error, {KNOWN}" if known else "calibration error"]
     ax.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
     there = ~np.isnan(table.observed)
     ax.plot(table.predicted[there], table.observed[there], color=CHOSEN, linewidth=1, alpha=0.5)
     ax.scatter(table.predicted[there], table.observed[there], s=8 + 400 * table.share[there], color=CHOSEN)
-    ax.set_title(f"{result.name}\ncalibration error {error.value:.3f}", loc="left", fontsize=10, color=INK)
+    said = f"{result.name}\ncalibration error {error.value:.3f}, n={error.n}\nagainst {result.reliability_against}"
+    ax.set_title(said, loc="left", fontsize=9, color=INK)
     ax.set_xlabel("predicted probability", fontsize=8, color=SOFT)
-    ax.set_ylabel("observed share", fontsize=8, color=SOFT)
+    ax.set_ylabel("known probability" if known else "observed share", fontsize=8, color=SOFT)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, colors=SOFT)

@@ -14,6 +14,7 @@ from diffpref.scorer.measures import Measured, Resampling, Threshold
 from diffpref.scorer.measures.measured import counted
 
 Measures = dict[str, Measured]
+KNOWN = "known probabilities"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def known_truth(case: Case) -> Measures:
     e = case.evidence
     if e.truth is None:
         return {}
-    calibrated = against(case, e.truth, np.isfinite(e.truth), ", known probabilities")
+    calibrated = against(case, e.truth, np.isfinite(e.truth), f", {KNOWN}")
     return of.against_truth(case.margin, e.truth, e.clusters, case.resampling) | calibrated
 
 
@@ -96,13 +97,18 @@ def lists(case: Case) -> Measures:
 def users(case: Case) -> Measures:
     """User by user, where there are two."""
     e = case.evidence
-    winners = {user for user, label in zip(e.users, e.label, strict=True) if user is not None and label != 0}
-    if len(winners) < 2:
+    if len(choosers(e)) < 2:
         return {}
     return {
         "accuracy, mean of users": of.macro_accuracy(case.margin, e.label, e.clusters, case.resampling),
         "accuracy, worst tenth of users": of.worst_users(of.per_user(case.margin, e.label, e.users), case.resampling),
     }
+
+
+def choosers(evidence: Evidence) -> set:
+    """Users of pairs with a winner."""
+    said = zip(evidence.users, evidence.label, strict=True)
+    return {user for user, label in said if user is not None and label != 0}
 
 
 def cycles(case: Case) -> Measures:
@@ -186,3 +192,37 @@ SECTIONS: tuple[Callable[[Case], Measures], ...] = (
 def measured(case: Case) -> Measures:
     """All that the data allow."""
     return {name: one for section in SECTIONS for name, one in section(case).items()}
+
+
+# --- what the data do not allow ---------------------------------------------------------------------------------------
+
+
+def no_users(case: Case) -> str:
+    """Why there are no measures of users."""
+    if all(user is None for user in case.evidence.users):
+        return "no user_id"
+    return f"{counted(len(choosers(case.evidence)), 'user')} with a choice"
+
+
+def no_bias(what: str) -> Callable[[Case], str]:
+    """Why a correlation is not measured: of two things one is always the same."""
+    return lambda case: "all scores are equal" if np.ptp(case.scores[np.isfinite(case.scores)]) == 0 else what
+
+
+# name -> a measure that is there if it was measured, and else the reason
+ABSENT: dict[str, tuple[str, Callable[[Case], str]]] = {
+    "ties": ("accuracy, three-way", lambda case: "no tied pair"),
+    "calibration": ("calibration error", lambda case: "no probability of any pair is known"),
+    "lists": ("Kendall tau-b", lambda case: f"the data are {case.evidence.kind.name}"),
+    "users": ("accuracy, mean of users", no_users),
+    "cycles": ("cyclic triples", lambda case: "no cyclic triple in the data"),
+    "size bias": ("correlation of score and pixels", no_bias("all pictures have the same number of pixels")),
+    "shape bias": ("correlation of score and width to height", no_bias("all pictures have the same shape")),
+    "prompt length": ("correlation of score and prompt length", no_bias("all prompts have the same number of words")),
+}
+
+
+def not_measured(case: Case, found: Measures) -> dict[str, str]:
+    """What is not among the measures -> why; aspects that were asked for, and what nobody had to ask for."""
+    unsaid = {name: "no pair is judged in it" for name in case.evidence.aspects if f"accuracy, {name}" not in found}
+    return {name: why(case) for name, (measure, why) in ABSENT.items() if measure not in found} | unsaid
