@@ -104,7 +104,7 @@ def ours(judge: PreferenceScorer, task: Work) -> list[float]:
     """`diffpref score` once its model is loaded, its output included."""
     judge.remembered.clear()  # prompts of the round before
     found, out = sources(task.files, Reading()), task.list.with_name("scores.csv")  # beside the prompts
-    plan = Plan(out=out, batch_size=BATCH, workers=min(os.cpu_count() or 1, 8), request={})
+    plan = Plan(out=out, batch_size=BATCH, workers=min(os.cpu_count() or 1, 8), request={}, overwrite=True)
     with redirect_stdout(io.StringIO()):
         score_all(with_prompts(found.items(), said(str(task.list))), len(task.files), {"score": judge}, plan)
     return [float(row.split(",")[-2]) for row in out.read_text().splitlines()[1:]]

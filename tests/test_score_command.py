@@ -21,6 +21,7 @@ from tiny_scorers import pictures, tiny_scorer
 
 from diffpref.commands.score import run
 from diffpref.scorer.preference import PreferenceScorer
+from diffpref.scoring.unfinished import Unfinished
 
 MANY, BROKEN = 1000, 10
 COMMAND = [sys.executable, "-m", "diffpref.cli", "score"]
@@ -303,13 +304,55 @@ def test_fresh_begins_anew_and_half_a_file_is_no_file(folder, models, tmp_path):
     left.mkdir()
     (left / "0000000000.half").write_bytes(b"PAR1")  # of a process that was killed while it wrote
     (left / "_request.json").write_text('{"models": []}')
-    score(folder, "--prompts", "p", "--model", models["one"], "--out", tmp_path / "s.csv")
+    score(folder, "--prompts", "p", "--model", models["one"], "--out", tmp_path / "s.csv", "--overwrite")
     assert (tmp_path / "s.csv").read_bytes() == whole
     left.mkdir()
     pq.write_table(pq.read_table(io.BytesIO(parquet_of(whole))), left / "0000000000.parquet")
     (left / "_request.json").write_text('{"models": []}')
-    score(folder, "--prompts", "p", "--model", models["one"], "--out", tmp_path / "s.csv", "--fresh")
+    score(folder, "--prompts", "p", "--model", models["one"], "--out", tmp_path / "s.csv", "--fresh", "--overwrite")
     assert (tmp_path / "s.csv").read_bytes() == whole and not left.exists()
+
+
+def test_a_finished_file_is_replaced_only_if_asked_to(folder, models, tmp_path):
+    line = [folder, "--prompts", "p", "--model", models["one"], "--out", tmp_path / "s.csv"]
+    (tmp_path / "s.csv").write_text("mine")
+    for more in ([], ["--fresh"]):
+        with pytest.raises(ValueError, match="s.csv is there already; --overwrite replaces it"):
+            score(*line, *more)
+    assert (tmp_path / "s.csv").read_text() == "mine" and not (tmp_path / "s.csv.unfinished").exists()
+    score(*line, "--overwrite")
+    assert len(read(tmp_path / "s.csv")) == 6
+
+
+def test_two_runs_do_not_write_to_one_file(folder, models, tmp_path, monkeypatch):
+    """Nor does the second one throw away what the first has, or replace what it wrote."""
+    options = ["-", "--model", models["one"], "--out", str(tmp_path / "s.jsonl"), "--batch-size", "8"]
+    process = subprocess.Popen([*COMMAND, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(pairs(folder, 300))
+    process.stdin.flush()
+    part = tmp_path / "s.jsonl.unfinished" / "0000000000.parquet"
+    while not part.exists() and process.poll() is None:  # it waits for more lines
+        time.sleep(0.05)
+    for more in ([], ["--fresh"]):
+        feed(monkeypatch, pairs(folder, 3))
+        with pytest.raises(ValueError, match="s.jsonl.unfinished is in use by another run; wait for it, or give anoth"):
+            score(*options, *more)
+    assert part.exists()
+    process.communicate()
+    assert process.returncode == 0 and len(read(tmp_path / "s.jsonl")) == 300
+
+
+def test_a_run_is_held_until_it_is_closed(tmp_path):
+    first = Unfinished(tmp_path / "s.csv", {}, {})
+    with pytest.raises(ValueError, match="s.csv.unfinished is in use by another run"):
+        Unfinished(tmp_path / "s.csv", {}, {}, fresh=True)
+    first.remove()
+    second = Unfinished(tmp_path / "s.csv", {}, {})  # the folder is another one
+    first.close()
+    with pytest.raises(ValueError, match="is in use by another run"):
+        Unfinished(tmp_path / "s.csv", {}, {})
+    second.close()
+    Unfinished(tmp_path / "s.csv", {}, {}).close()
 
 
 def parquet_of(content: bytes) -> bytes:

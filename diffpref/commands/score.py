@@ -21,7 +21,8 @@ error.
 
 --out holds a row for each picture, in order: path (or file and row, or file and key), prompt, the other columns of its
 row, a column for each model, and error: why it has no score. It is written as it comes, to OUT.unfinished; after a
-crash or Ctrl-C the same command goes on from there. Columns that hold bytes go there only with --keep-images."""
+crash or Ctrl-C the same command goes on from there. A file OUT that is there is not replaced without --overwrite.
+Columns that hold bytes go there only with --keep-images."""
 
 
 def parser() -> Parser:
@@ -50,6 +51,7 @@ def parser() -> Parser:
     )
     options.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU, if there is one)")
     options.add_argument("--fresh", action="store_true", help="throw away what an unfinished run has left")
+    options.add_argument("--overwrite", action="store_true", help="replace a file OUT that is there")
     options.add_argument("--no-sidecars", action="store_true", help="do not look for prompts beside pictures")
     options.add_argument("--image-column", metavar="NAME", help="pictures' column in parquet files and shards")
     options.add_argument("--prompt-column", metavar="NAME", help="prompts' column in parquet files and shards")
@@ -71,9 +73,10 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError("--keep-images: only parquet files hold pictures; --out must end with .parquet")
     models = named(args.model)
     from diffpref.scoring.prompts import said, with_prompts
-    from diffpref.scoring.run import Plan, check, score_all
+    from diffpref.scoring.run import Plan, check, refuse_to_replace, score_all
     from diffpref.scoring.sources import Reading, sources
 
+    refuse_to_replace(args.out, args.overwrite)
     place = str(args.out) if args.out else None
     reading = Reading(args.image_column, args.prompt_column, args.keep_images, not args.no_sidecars, place)
     found, given = sources(args.images, reading), said(args.prompts) if args.prompts is not None else None
@@ -88,6 +91,7 @@ def run(arguments: Sequence[str]) -> None:
         keep=args.keep_images,
         request=request(args, models),
         fresh=args.fresh,
+        overwrite=args.overwrite,
         shown=args.shown,
     )
     score_all(with_prompts(found.items(), given), total, scorers, plan)

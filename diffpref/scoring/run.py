@@ -25,7 +25,8 @@ class Plan:
     """How it is done.
 
     out: file of the scores; None prints the best.  keep: copy pictures there.  request: JSON values that must be the
-    same for a run to go on with what another began.  fresh: do not go on.  shown: rows of the printed table.
+    same for a run to go on with what another began.  fresh: do not go on.  overwrite: replace a file `out` that is
+    there.  shown: rows of the printed table.
     """
 
     out: Path | None
@@ -34,7 +35,14 @@ class Plan:
     keep: bool = False
     request: dict[str, Any] | None = None
     fresh: bool = False
+    overwrite: bool = False
     shown: int = 20
+
+
+def refuse_to_replace(out: Path | None, overwrite: bool) -> None:
+    """Raise ValueError where a file is there that nobody said to replace."""
+    if out is not None and out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already; --overwrite replaces it")
 
 
 def check(sources: Sources, given: Said | None) -> tuple[int | None, bool]:
@@ -75,6 +83,27 @@ def score_to(
     """Score into a file; what an earlier run did is not done again."""
     kinds: dict[str, pa.DataType] = dict.fromkeys(scorers, pa.float64()) | ({IMAGE: PICTURE} if plan.keep else {})
     unfinished = Unfinished(out, plan.request or {}, kinds, plan.fresh)
+    try:
+        progress = appended(unfinished, items, total, scorers, plan, tally)
+        if tally.rows:
+            finish(unfinished, out)
+    finally:
+        if not unfinished.done:
+            unfinished.remove()
+        unfinished.close()
+    return progress
+
+
+def appended(
+    unfinished: Unfinished,
+    items: Iterator[Item],
+    total: int | None,
+    scorers: Mapping[str, Scorer],
+    plan: Plan,
+    tally: Tally,
+) -> "Progress":
+    """Score what is not done yet. Raises ValueError where the target came to be there since the run began."""
+    refuse_to_replace(plan.out, plan.overwrite)
     for row in unfinished.earlier():
         tally.add(row)
     progress = Progress(tally, total)
@@ -87,11 +116,6 @@ def score_to(
         if progress.new:
             print(f"{unfinished.done} rows are kept in {unfinished.folder}; the same command goes on from there")
         raise
-    finally:
-        if not unfinished.done:
-            unfinished.remove()
-    if tally.rows:
-        finish(unfinished, out)
     return progress
 
 

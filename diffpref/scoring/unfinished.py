@@ -4,6 +4,7 @@ Whatever ends a run, what it has scored lies there, readable as it is; the same 
 run makes the target.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ SEEN = b"diffpref_seen"  # metadata of a file: digest of all items up to its end
 
 
 class Unfinished:
-    """The rows of a run, appended. A context: leaving it, however, writes what is not on disk yet.
+    """The rows of a run, appended. A context: leaving it, however, writes what is not on disk yet. One process has it
+    open, up to `close`.
 
     Args:
         target: What the run is to make.
@@ -36,18 +38,26 @@ class Unfinished:
         fresh: Throw away what is there.
 
     Raises:
-        ValueError: what is there belongs to another request.
+        ValueError: what is there belongs to another request, or another process has it open.
     """
 
     def __init__(self, target: Path, request: dict[str, Any], kinds: dict[str, pa.DataType], fresh: bool = False):
         self.folder = target.with_name(target.name + UNFINISHED)
         self.kinds = KINDS | kinds
-        if fresh:
-            self.remove()
-        self.folder.mkdir(exist_ok=True)
-        self.agree(request)
         self.rows: list[dict[str, Any]] = []
         self.weight, self.since = 0, time.monotonic()
+        self.lock: int | None = locked(self.folder)
+        try:
+            self.begin(request, fresh)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, request: dict[str, Any], fresh: bool) -> None:
+        """Look at what is there. Raises ValueError as the class."""
+        for part in self.parts() if fresh else ():
+            part.unlink()
+        self.agree(request)
         self.done = sum(pq.read_metadata(part).num_rows for part in self.parts())
         self.seen = pq.read_schema(self.parts()[-1]).metadata[SEEN].decode() if self.done else ""
 
@@ -121,6 +131,32 @@ class Unfinished:
         """Nothing is left of it."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+
+def locked(folder: Path) -> int:
+    """Make the folder, and hold it while what is returned is open. Raises ValueError where another process does."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # its run ended just now
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ValueError(f"{folder} is in use by another run; wait for it, or give another --out") from error
+        except OSError:  # a file system without locks
+            return lock
+        if folder.exists() and os.path.samestat(os.fstat(lock), os.stat(folder)):
+            return lock
+        os.close(lock)  # its run ended and removed it between the two steps
 
 
 def digest(before: str, name: str, prompt: str | None) -> str:
