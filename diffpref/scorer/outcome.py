@@ -169,13 +169,13 @@ def plot(path: Path, results: Sequence[Result]) -> None:
         raise ValueError("no pair has a winner or a probability: there is no reliability to draw")
     columns = min(4, len(drawn))
     deep = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(4.2 * columns, 4.7 * deep), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 5 * deep), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(deep, columns, squeeze=False).flat
     for ax, one in zip(axes, [*drawn, *[None] * (deep * columns - len(drawn))], strict=True):
         draw(ax, one) if one else ax.remove()
     figure.supxlabel(SIZES, fontsize=8, color=SOFT)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")  # long names are not cut
 
 
 def draw(ax: Axes, result: Result) -> None:
