@@ -137,6 +137,7 @@ def test_tables_keep_their_columns_and_pictures_if_asked_for(folder, models, tmp
     ]
     assert found.column_names == ["file", "row", "prompt", "pipeline", "seed", "one", "error", "image"]
     assert found["pipeline"][:] == rows["pipeline"] and found["seed"][:] == [1, 1, 2] and found["row"][:] == [0, 1, 2]
+    assert pq.read_schema(tmp_path / "s.parquet").metadata[b"diffpref_scores"] == b'["one"]'
     assert found[1]["one"] is None and found[1]["error"].startswith("prompt empty: ") and found[1]["image"] is None
     assert found[2]["image"].tobytes() == Image.open(folder / "6.webp").tobytes()
     values = expected(models["one"], [folder / "1.png", folder / "6.webp"], ["a red apple", "two pears"])
@@ -150,6 +151,11 @@ def test_scores_can_be_scored_again(folder, models, tmp_path):
     score(tmp_path / "first.parquet", "--model", models["two"], "--out", tmp_path / "both.parquet")
     both, first = read(tmp_path / "both.parquet"), read(tmp_path / "first.parquet")
     assert [row["one"] for row in both] == [row["one"] for row in first]
+    said = [
+        json.loads(pq.read_schema(tmp_path / name).metadata[b"diffpref_scores"])
+        for name in ("first.parquet", "both.parquet")
+    ]
+    assert said == [["one"], ["one", "two"]]
     assert [row["path"] for row in both] == [row["path"] for row in first]
     assert both[3]["error"] and [row["two"] is None for row in both] == [False] * 3 + [True] + [False] * 2
 

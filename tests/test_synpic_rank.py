@@ -1,5 +1,6 @@
 """diffpref rank: what scorers say, put together as the papers do, and what the trainer makes of the file."""
 
+import json
 import re
 import subprocess
 import sys
@@ -58,8 +59,17 @@ def scored(prompt: str, scores: dict, first: int = 0, **more) -> list[dict]:
 ROWS = [*scored("a cat", CAT), *scored("a dog", DOG, 10)]
 
 
-def write(path: Path, rows: list[dict], **settings) -> str:
-    pq.write_table(pa.Table.from_pylist(rows), path, **settings)
+def write(path: Path, rows: list[dict], scores: list[str] | None = None, **settings) -> str:
+    """As diffpref score does; scores: by default all columns of fractions."""
+    names = [name for name, one in rows[0].items() if isinstance(one, float)] if scores is None else scores
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"diffpref_scores": json.dumps(names)})
+    pq.write_table(table, path, **settings)
+    return str(path)
+
+
+def unsaid(path: Path, rows: list[dict]) -> str:
+    """A file of others, which does not say what its scores are."""
+    pq.write_table(pa.Table.from_pylist(rows), path)
     return str(path)
 
 
@@ -282,6 +292,29 @@ def test_groups_may_share_more_than_their_prompt(tmp_path):
     rows = [row | {"seed": i % 2} for i, row in enumerate([*scored("a", {"s": [1.0, 5.0, 3.0, 2.0]})])]
     found = ranked(tmp_path, rows, "--group-by", "seed")
     assert [(row["s"], row["seeds"]) for row in found] == [([1.0, 3.0], [0, 0]), ([5.0, 2.0], [1, 1])]
+
+
+# --- whose scores -----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_said_to_be_scores_votes(tmp_path):
+    rows, out = [row | {"truth_utility": -row["clip"]} for row in ROWS], str(tmp_path / "out.parquet")
+    whole = ranked(tmp_path, ROWS)
+    command.run([write(tmp_path / "truth.parquet", rows, SCORERS), "--out", out, "--overwrite"])
+    assert pq.read_table(out).to_pylist() == whole
+    other = unsaid(tmp_path / "other.parquet", rows)
+    message = (
+        "other.parquet does not say which columns are scores; --scorers names them, of clip, aesthetic, pick, truth_"
+    )
+    for files in ([other], [str(tmp_path / "scored.parquet"), other]):
+        with pytest.raises(ValueError, match=message):
+            command.run([*files, "--out", out, "--overwrite"])
+    known = unsaid(tmp_path / "known.parquet", ROWS)
+    command.run([str(tmp_path / "scored.parquet"), known, "--out", out, "--overwrite"])
+    assert pq.read_table(out).to_pylist() == whole
+    one = unsaid(tmp_path / "one.parquet", [without(row, "pick", "aesthetic") for row in ROWS])
+    command.run([one, "--out", out, "--overwrite"])
+    assert "clip" in pq.read_schema(out).names
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ def parser() -> Parser:
     add("--out", type=Path, required=True, metavar="PARQUET", help="file to write")
     said = "share of the comparisons that a picture wins, over scorers and others; share of the others that most"
     add("--by", choices=BY, default="votes", help=f"{said} scorers put below it; or mean of normalised scores")
-    add("--scorers", nargs="+", default=[], metavar="COLUMN", help="whose scores (default: every column of fractions)")
+    whose = "whose scores (default: what diffpref score recorded; without a record, the one column of fractions)"
+    add("--scorers", nargs="+", default=[], metavar="COLUMN", help=whose)
     add("--group-by", nargs="+", default=[], metavar="COLUMN", help="what pictures must share beside their prompt")
     add("--pairs", nargs="?", choices=COMPARISONS, const="best_worst", help="write pairs (best_worst), not lists")
     add("--min-gap", type=gap, default=0.0, metavar="G", help="leave out what differs by less between best and worst")

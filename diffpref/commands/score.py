@@ -22,7 +22,8 @@ error.
 --out holds a row for each picture, in order: path (or file and row, or file and key), prompt, the other columns of its
 row, a column for each model, and error: why it has no score. It is written as it comes, to OUT.unfinished; after a
 crash or Ctrl-C the same command goes on from there. A file OUT that is there is not replaced without --overwrite.
-Columns that hold bytes go there only with --keep-images."""
+Columns that hold bytes go there only with --keep-images. A parquet file also says which of its columns are scores,
+those of an earlier run among them: `diffpref rank` asks these."""
 
 
 def parser() -> Parser:
@@ -93,6 +94,7 @@ def run(arguments: Sequence[str]) -> None:
         fresh=args.fresh,
         overwrite=args.overwrite,
         shown=args.shown,
+        carried=found.scores(),
     )
     score_all(with_prompts(found.items(), given), total, scorers, plan)
 

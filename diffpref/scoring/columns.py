@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SCORES = b"diffpref_scores"  # metadata of a parquet file: which of its columns are scores, a JSON list
 KINDS = {  # of our columns; scores are float64
     "path": pa.string(),
     "file": pa.string(),
@@ -15,6 +16,12 @@ KINDS = {  # of our columns; scores are float64
     "prompt": pa.string(),
     "error": pa.string(),
 }
+
+
+def recorded(schema: pa.Schema) -> list[str] | None:
+    """The columns that a file says are scores; None where it says nothing of them."""
+    names = (schema.metadata or {}).get(SCORES)
+    return None if names is None else [name for name in json.loads(names) if name in schema.names]
 
 
 def to_table(rows: list[dict[str, Any]], kinds: dict[str, pa.DataType]) -> pa.Table:

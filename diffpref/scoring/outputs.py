@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 from datasets import Features
 from datasets import Image as Picture
 
-from diffpref.scoring.columns import common, fitted, spelled
+from diffpref.scoring.columns import SCORES, common, fitted, spelled
 from diffpref.scoring.judging import IMAGE
 from diffpref.scoring.unfinished import Unfinished
 
 ROWS, BYTES = 8192, 64_000_000  # of a row group in parquet; reached, it is written
 
 
-def finish(unfinished: Unfinished, target: Path) -> None:
-    """All rows -> the target, at once; what was unfinished is removed."""
-    schema = common(unfinished.schemas())
+def finish(unfinished: Unfinished, target: Path, scores: Iterable[str]) -> None:
+    """All rows -> the target, at once; what was unfinished is removed. scores: columns that a parquet file says are
+    scores."""
+    schema = common(unfinished.schemas()).with_metadata({SCORES: json.dumps(list(scores)).encode()})
     half = unfinished.folder / target.name
     WRITERS[target.suffix]((fitted(table, schema) for table in unfinished.tables()), schema, half)
     os.replace(half, target)
@@ -32,7 +33,8 @@ def finish(unfinished: Unfinished, target: Path) -> None:
 def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Parquet; pictures are what `datasets` takes for pictures."""
     if IMAGE in schema.names:
-        schema = Features(Features.from_arrow_schema(schema) | {IMAGE: Picture()}).arrow_schema
+        pictures = Features(Features.from_arrow_schema(schema) | {IMAGE: Picture()}).arrow_schema
+        schema = pictures.with_metadata(pictures.metadata | (schema.metadata or {}))
     with pq.ParquetWriter(path, schema) as writer:
         for table in gathered(tables):
             writer.write_table(table.cast(schema))

@@ -26,7 +26,7 @@ class Plan:
 
     out: file of the scores; None prints the best.  keep: copy pictures there.  request: JSON values that must be the
     same for a run to go on with what another began.  fresh: do not go on.  overwrite: replace a file `out` that is
-    there.  shown: rows of the printed table.
+    there.  shown: rows of the printed table.  carried: columns of the rows that are scores already.
     """
 
     out: Path | None
@@ -37,6 +37,7 @@ class Plan:
     fresh: bool = False
     overwrite: bool = False
     shown: int = 20
+    carried: tuple[str, ...] = ()
 
 
 def refuse_to_replace(out: Path | None, overwrite: bool) -> None:
@@ -86,7 +87,7 @@ def score_to(
     try:
         progress = appended(unfinished, items, total, scorers, plan, tally)
         if tally.rows:
-            finish(unfinished, out)
+            finish(unfinished, out, dict.fromkeys([*plan.carried, *scorers]))
     finally:
         if not unfinished.done:
             unfinished.remove()

@@ -12,7 +12,7 @@ from diffpref.scoring.folders import SHARD, TABLE, Pictures, found
 from diffpref.scoring.items import Item, Source
 from diffpref.scoring.lines import Lines
 from diffpref.scoring.shards import Shard
-from diffpref.scoring.tables import table
+from diffpref.scoring.tables import Table, table
 
 STDIN = "-"
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
@@ -62,6 +62,10 @@ class Sources:
                     f"--prompts: a line for each picture, but is {one} before {counted[files.index(one)]}, or after "
                     "it? Give a list with the names of the files (.csv or .jsonl)"
                 )
+
+    def scores(self) -> tuple[str, ...]:
+        """The columns of tables that are scores of an earlier run."""
+        return tuple(name for part in self.parts if isinstance(part, Table) for name in part.scores)
 
     def items(self) -> Iterator[Item]:
         """Those of the first, of the second, …"""

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffpref.scoring.columns import recorded
 from diffpref.scoring.items import FILE_NAMES, PROMPTS, Item, first_of, text_of, undecoded
 
 ROWS = 32  # read at once, with their pictures
@@ -19,12 +20,14 @@ class Table:
 
     picture, prompt: the columns of its pictures and of its prompts (None: it has none).
     columns: what else is read.
+    scores: those of them that are scores of an earlier run.
     """
 
     file: str
     picture: str
     prompt: str | None
     columns: tuple[str, ...]
+    scores: tuple[str, ...] = ()
 
     def count(self) -> int:
         """From the end of the file."""
@@ -69,7 +72,8 @@ def table(file: str, picture: str | None, prompt: str | None, keep: bool) -> Tab
     prompt = prompt or first_of(PROMPTS, schema.names)
     others = [field.name for field in schema if keep or not holds_bytes(field.type)]
     path = schema.field(picture).type in (pa.string(), pa.large_string())  # worth keeping also as a column
-    return Table(file, picture, prompt, tuple(n for n in others if n != prompt and (path or n != picture)))
+    columns = tuple(n for n in others if n != prompt and (path or n != picture))
+    return Table(file, picture, prompt, columns, tuple(recorded(schema) or ()))
 
 
 def picture_column(file: str, schema: pa.Schema) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffpref.scoring.columns import recorded
+
 IMAGE, ERROR = "image", "error"
 WHERE = ("path", "file", "row", "key")  # columns that tell one picture from another
 NO_SCORERS = ("prompt", "seed", "row", ERROR)
@@ -41,7 +43,7 @@ class Scored:
 
 
 def read_scored(names: Sequence[Path], scorers: Sequence[str] = ()) -> tuple[list[Scored], list[str]]:
-    """The pictures of files and folders, and their scorers: those asked for, else every column of fractions.
+    """The pictures of files and folders, and their scorers: those asked for, else as `found_scorers`.
 
     A picture that several files have scored, each by other scorers, is one. Raises FileNotFoundError where nothing is,
     ValueError for files without such columns, and for scores that are not finite or contradict each other.
@@ -85,11 +87,23 @@ def schema_of(file: Path) -> pa.Schema:
 
 
 def found_scorers(schemas: dict[Path, pa.Schema]) -> list[str]:
-    """Every column of fractions. Raises ValueError where there is none."""
-    columns = [one for schema in schemas.values() for one in schema if one.name not in NO_SCORERS]
-    names = list(dict.fromkeys(one.name for one in columns if pa.types.is_floating(one.type)))
+    """The columns that files say are scores. Of a file that says nothing it is the only column of fractions, or several
+    that other files say are scores. Raises ValueError where there is none, or it is not clear."""
+    said = {file: recorded(schema) for file, schema in schemas.items()}
+    known = {name for names in said.values() for name in names or ()}
+    found = [fractions(file, schemas[file], known) if names is None else names for file, names in said.items()]
+    names = list(dict.fromkeys(name for some in found for name in some))
     if not names:
         raise ValueError(f"{', '.join(map(str, schemas))}: no column of scores is there; --scorers can name some")
+    return names
+
+
+def fractions(file: Path, schema: pa.Schema, known: set[str]) -> list[str]:
+    """The columns of a file without a record that are scores. Raises ValueError where several may be, truths or margins
+    among them."""
+    names = [one.name for one in schema if pa.types.is_floating(one.type) and one.name not in NO_SCORERS]
+    if len(names) > 1 and not known.issuperset(names):
+        raise ValueError(f"{file} does not say which columns are scores; --scorers names them, of {', '.join(names)}")
     return names
 
 
