@@ -394,7 +394,8 @@ import resource, sys
 from diffpref.commands.score import run
 peaks = []
 for folder in sys.argv[2:]:
-    run([folder, "--prompts", "a red apple", "--model", sys.argv[1], "--out", folder + ".parquet", "--workers", "2"])
+    out = ["--out", folder + ".parquet", "--overwrite"]
+    run([folder, "--prompts", "a red apple", "--model", sys.argv[1], "--workers", "2", *out])
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(peaks[-1] - peaks[-2])
 """
