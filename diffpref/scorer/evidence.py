@@ -72,7 +72,7 @@ class Evidence:
 
     def sound(self, faulty: set[int]) -> np.ndarray:
         """Which pairs have none of these items, [P]. Raises ValueError when no pair is left."""
-        kept = ~np.isin(self.pairs, list(faulty)).any(1)
+        kept = np.asarray(~np.isin(self.pairs, list(faulty)).any(axis=1))
         if not kept.any():
             raise ValueError(f"no pair is left: {len(faulty)} of {len(self.items)} pictures cannot be scored")
         return kept
