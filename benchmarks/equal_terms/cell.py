@@ -223,7 +223,9 @@ def held_out(trainer: Trainer, cell: Cell, place: Place) -> HeldOut:
     config = replace(trainer.config, noise=NoiseConfig(**TIMESTEPS), objective=ObjectiveConfig())
     models = replace(trainer.learner.models, base=lambda: nullcontext(Remembered(trainer.denoiser)))
     encoder = Encoder(trainer.pipe, seed=0)
-    learner = Learner(trainer.accelerator, models, encoder, trainer.parameterization, config, trainer.groups_per_step())
+    learner = Learner(
+        trainer.accelerator, models, encoder, trainer.parameterization, config, trainer.loop.groups_per_step()
+    )
     return HeldOut(learner, batches, draws)
 
 
