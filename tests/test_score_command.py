@@ -272,6 +272,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(folder, models, tmp_path,
     part = tmp_path / "scores.parquet.unfinished" / "0000000000.parquet"
     while not part.exists() and process.poll() is None:  # it waits for more lines, with some of these on disk
         time.sleep(0.05)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate()
     assert process.returncode == 130, errors.decode()

@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +124,18 @@ def test_what_is_there_is_not_drawn_again(world, whole, capsys):
     assert "0 pictures drawn, 18 were there" in capsys.readouterr().out
 
 
-def test_ctrl_c_loses_at_most_one_shard(world, whole):
-    folder = world / "stopped"
+def test_ctrl_c_loses_at_most_one_shard(world, whole, monkeypatch):
+    """Pressed as soon as the first shard has its name."""
+    folder, rename = world / "stopped", Path.replace
 
-    def press() -> None:
-        while not list(folder.glob("base-*.parquet")):
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+    def press(path: Path, target: Path) -> Path:
+        named = rename(path, target)
+        if target.suffix == ".parquet":
+            os.kill(os.getpid(), signal.SIGINT)
+        return named
 
-    threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", press)
         command.run(arguments(world, "stopped"))
     kept, all_of_it = files(folder), files(whole)
     assert 0 < len(kept) < len(all_of_it) and kept.items() <= all_of_it.items(), "whole shards, and no halves"
