@@ -17,6 +17,7 @@ from diffpref.config.sections import (
     StoreConfig,
     TrainConfig,
 )
+from diffpref.config.users import UsersConfig
 
 __all__ = [
     "LIMITS",
@@ -36,6 +37,7 @@ __all__ = [
     "SampleConfig",
     "StoreConfig",
     "TrainConfig",
+    "UsersConfig",
     "check",
     "computed",
     "config_hash",

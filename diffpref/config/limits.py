@@ -79,6 +79,9 @@ LIMITS: Limits = RUN_LIMITS | {
     "sample.images_per_prompt": POSITIVE,
     "sample.num_inference_steps": POSITIVE,
     "sample.batch_size": POSITIVE,
+    "users.support": ("must be fewest and most, none negative", lambda x: 0 <= x[0] <= x[1] and x[1] > 0),
+    "users.dropout": BELOW_ONE,
+    "users.width": POSITIVE,
     "judge.confidence": ("must lie in (0, 1)", lambda x: 0 < x < 1),
 }
 
@@ -122,6 +125,26 @@ CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
     (
         lambda c: c.data.streaming and (c.cache.latents or c.cache.text),
         "data.streaming passes pictures once and keeps none; a cache is for sets that stay on disk",
+    ),
+    (
+        lambda c: c.model.tuning == "user_adapter" and c.users.source == "none",
+        "model.tuning user_adapter needs to know whose pairs these are; set users.source",
+    ),
+    (
+        lambda c: c.model.tuning == "full" and c.users.source != "none",
+        "model.tuning full moves the weights that a user adapter stands on; set it to lora or user_adapter",
+    ),
+    (
+        lambda c: c.users.source in ("encoder", "states") and c.users.path is None,
+        "users.source encoder and states need users.path: an encoder's folder, or a file of states",
+    ),
+    (
+        lambda c: c.users.source == "encoder" and c.data.streaming,
+        "users.source encoder looks up a user's other pairs, which data.streaming does not keep",
+    ),
+    (
+        lambda c: c.users.source == "rewards" and len(c.data.scorers) < 2,
+        "users.source rewards makes users who weigh scorers; name two or more columns of scores in data.scorers",
     ),
     (
         lambda c: c.data.streaming and c.data.buckets is not None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffpref.config.objective import NoiseConfig, ObjectiveConfig, ReferenceConfig
+from diffpref.config.users import UsersConfig
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,15 @@ class ModelConfig:
         revision: Hub revision.
         variant: Weight variant, such as fp16.
         dtype: Of the frozen base weights. Trainable weights are fp32 in any case.
-        tuning: A LoRA on the denoiser, or all of the denoiser's weights.
+        tuning: A LoRA on the denoiser, all of its weights, or none of them: with users.source, a user adapter is
+            trained beside the first or, with user_adapter, alone.
     """
 
     pretrained_model_name_or_path: str
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    tuning: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "full", "user_adapter"] = "lora"
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ class Config(RunConfig):
         noise: Timesteps and noise.
         objective: The loss.
         reference: What the policy is compared with.
+        users: Whom the model is personalised for.
         train: The loop.
         sample: Pictures.
         judge: The verdict.
@@ -313,6 +316,7 @@ class Config(RunConfig):
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    users: UsersConfig = field(default_factory=UsersConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

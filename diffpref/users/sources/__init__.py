@@ -1,0 +1,1 @@
+"""Where users come from while training; SOURCES has one row each."""

@@ -1,0 +1,42 @@
+"""Where a group's user comes from, while training.
+
+A source has two halves. In the loader's processes it says what is known of a group's user; in the training process its
+module makes the user tokens of that, which the adapter in the denoiser attends to. A user who is nobody is all zeros.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffpref.data.kinds import Said
+
+PRESENT = "present"  # [N], beside a source's own inputs: 0 for nobody
+
+
+class UserSource:
+    """width: U, of a user vector.  sequence: whether a user is L vectors instead of one. Must pickle."""
+
+    width: int
+    sequence: bool = False
+
+    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None:
+        """What the module takes of one group, without batch dimension; None where its user is nobody.
+
+        Args:
+            row: Of the set, as the loader numbers it.
+            key: The group's position in training: all that is drawn depends on it and on the source's own seed.
+            user: As the data name them.
+        """
+        raise NotImplementedError
+
+    def absent(self) -> dict[str, Tensor]:
+        """Inputs of nobody: of the same shapes, whatever they hold."""
+        raise NotImplementedError
+
+    def says(self, said: Said, values: dict[str, Any], key: int) -> Said:
+        """What a row says when this user is asked; the row's own word, unless users have tastes of their own."""
+        return said
+
+    def module(self) -> nn.Module:
+        """Inputs, each [N,...] -> the users [N,1,U], or with `sequence` [N,1,L,U]. What trains of it is fp32."""
+        raise NotImplementedError
