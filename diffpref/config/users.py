@@ -9,9 +9,10 @@ class UsersConfig:
     """The users that a denoiser is conditioned on; README.md says what the data need.
 
     Args:
-        source: Where users come from: few other pairs of theirs, read by an encoder (encoder); a vector learned for each
-            user of the data (table); states made before, such as those of a vision-language model (states); made-up users
-            who weigh the scorers of data.scorers, one unit direction each (rewards). With none, nobody is asked.
+        source: Where users come from: few other pairs of theirs, read by an encoder (encoder); a vector learned for
+            each user of the data (table); states made before, such as those of a vision-language model (states);
+            made-up users who weigh the scorers of data.scorers, one unit direction each (rewards). With none, nobody
+            is asked.
         path: The encoder's folder, or the file of states.
         support: Fewest and most pairs that an encoder is shown; how many is drawn anew for every group.
         dropout: Share of groups that are trained with the null user, who gets the LoRA alone.
