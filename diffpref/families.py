@@ -35,7 +35,8 @@ class Family:
     lora_targets: module name endings that a LoRA adapts by default.
     encode_prompts: (pipeline, N prompts) -> conditioning [N,...] as the pipeline itself would make it.
     describe: (batch, conditioning) -> conditioning with what depends on the picture and not on the prompt.
-    denoise: (denoiser, x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w].
+    denoise: (denoiser, x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w]. conditioning["user"], [N,1,U] or
+        [N,1,L,U], goes to the denoiser's user adapter; there must be one exactly where there is an adapter.
     moments: (VAE, pictures [N,3,H,W]) -> what latents are drawn from, [N,2C,h,w]; or, when nothing is drawn, [N,C,h,w].
     """
 
@@ -62,7 +63,14 @@ def encode_sd(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
 
 def denoise_sd(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
     """UNet with cross-attention."""
-    return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], return_dict=False)[0]
+    return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=user_embeds(c), return_dict=False)[
+        0
+    ]
+
+
+def user_embeds(c: Conditioning) -> dict[str, list[Tensor]]:
+    """What a UNet's user adapter takes, if there is a user."""
+    return {"image_embeds": [c["user"]]} if "user" in c else {}
 
 
 # --- SDXL -----------------------------------------------------------------------------------------------------------
@@ -86,7 +94,7 @@ def describe_sdxl(batch: PreferenceBatch, c: Conditioning) -> Conditioning:
 
 def denoise_sdxl(unet: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
     """UNet with two text encoders and size conditioning."""
-    added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
+    added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]} | user_embeds(c)
     return unet(x_t, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
 
 
