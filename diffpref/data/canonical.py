@@ -14,7 +14,7 @@ from diffpref.config import DataConfig
 from diffpref.data.columns import BATCH, add_column, read_as, read_columns, turn
 from diffpref.data.formats import FEATURES, FORMATS, PICTURE, Format, Verdict
 from diffpref.data.kinds import KINDS
-from diffpref.data.votes import VOTES
+from diffpref.data.votes import GIVEN, LABELS, NUMBERS, VOTES
 
 Rows = Dataset | IterableDataset
 
@@ -110,7 +110,7 @@ class Plan:
         return str(self.folder / value)
 
 
-def make_plan(rows: Rows, name: str, config: DataConfig, folder: Path | None) -> Plan:
+def make_plan(rows: Rows, name: str, config: DataConfig, folder: Path | None, numbers: bool = False) -> Plan:
     """Raises ValueError for scorers where they have nothing to say, or that are not there."""
     form, columns = FORMATS[name], list(rows.column_names or [])
     verdict, reads, makes = form.verdict, form.reads(columns), form.makes
@@ -120,8 +120,9 @@ def make_plan(rows: Rows, name: str, config: DataConfig, folder: Path | None) ->
         if missing := [scorer for scorer in config.scorers if scorer not in columns]:
             raise ValueError(f"data.scorers: {config.path} lacks the column(s) {missing}; it has {columns}")
         check_votes(rows, form, config)
-        (verdict, makes), reads = VOTES[form.kind], list(config.scorers)
-    carried = {ours: theirs for ours, theirs in form.carried(columns).items() if ours not in makes}
+        (verdict, makes), reads = (NUMBERS if numbers else VOTES)[form.kind], list(config.scorers)
+    left = {*makes, *(LABELS if numbers else ())}
+    carried = {ours: theirs for ours, theirs in form.carried(columns).items() if ours not in left}
     carried |= {column: column for column in asked_aspects(name, columns, config)}
     return Plan(form, carried, reads, makes, verdict, config, folder)
 
@@ -146,9 +147,10 @@ def check_votes(rows: Rows, form: Format, config: DataConfig) -> None:
             raise ValueError(f"data.scorers: the column {name} of {config.path} must hold {wanted}; it holds {feature}")
 
 
-def to_canonical(rows: Rows, name: str, config: DataConfig, folder: Path | None) -> Rows:
-    """Rows of the named layout -> our columns, of the kind that data.kind asks for."""
-    plan = make_plan(rows, name, config, folder)
+def to_canonical(rows: Rows, name: str, config: DataConfig, folder: Path | None, numbers: bool = False) -> Rows:
+    """Rows of the named layout -> our columns, of the kind that data.kind asks for. With `numbers` those of
+    data.scorers are carried along instead of voting."""
+    plan = make_plan(rows, name, config, folder, numbers)
     if plan.form.grouped:
         rows = group_rows(rows, plan)
     rows = of_stream(rows, plan) if isinstance(rows, IterableDataset) else of_set(rows, plan)
@@ -307,7 +309,7 @@ def gather(rows: Dataset, groups: Sequence[Sequence[int]], listed: Sequence[str]
 
 def chosen_pictures(rows: Rows) -> Rows:
     """Pairs -> captions: the winner with its prompt."""
-    left = [name for name in ("rejected", "margin", "probability") if name in (rows.column_names or [])]
+    left = [name for name in ("rejected", "margin", "probability", GIVEN) if name in (rows.column_names or [])]
     return rows.remove_columns(left).rename_column("chosen", "image")
 
 

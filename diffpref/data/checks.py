@@ -19,6 +19,7 @@ from diffpref.config import DataConfig
 from diffpref.data.columns import add_column
 from diffpref.data.kinds import LABELS, PICTURES, Kind, Picture, kind_of
 from diffpref.data.pictures import open_file, picture_size, read_bytes
+from diffpref.data.votes import GIVEN
 
 Look = tuple[int, str, list[tuple[int, int]]]  # row, "" or why it cannot be used, (height, width) of its pictures
 SHOWN = 3  # rows named for each reason
@@ -31,6 +32,11 @@ def absent(value: Any) -> bool:
     return value is None or value != value
 
 
+def alike(row: dict) -> bool:
+    """Whether the row has scorers' numbers, and none of them tells two pictures apart."""
+    return bool(row.get(GIVEN)) and all(len(set(line)) == 1 for line in row[GIVEN])
+
+
 def outside(row: dict, below: float = -math.inf, above: float = math.inf) -> bool:
     """Whether the row has a margin, and one smaller than one number or larger than another."""
     margin = row.get("margin")
@@ -39,7 +45,7 @@ def outside(row: dict, below: float = -math.inf, above: float = math.inf) -> boo
 
 # What the user wants left out. These always only leave out.
 FILTERS: dict[str, Callable[[dict, DataConfig], bool]] = {
-    "a tie (data.ties)": lambda row, c: c.ties == "drop" and row.get("margin") == 0,
+    "a tie (data.ties)": lambda row, c: c.ties == "drop" and (row.get("margin") == 0 or alike(row)),
     "margin below data.min_margin": lambda row, c: c.min_margin is not None and outside(row, below=c.min_margin),
     "margin above data.max_margin": lambda row, c: c.max_margin is not None and outside(row, above=c.max_margin),
 }
@@ -57,7 +63,7 @@ BAD_VOTES = "not one finite vote for each picture (data.scorers)"
 # The same for rows of one kind; these come first.
 KIND_FAULTS: dict[str, dict[str, Callable[[dict, DataConfig], bool]]] = {
     "pairs": {
-        BAD_VOTES: lambda row, c: bool(c.scorers) and absent(row.get("probability", 1.0)),
+        BAD_VOTES: lambda row, c: bool(c.scorers) and (absent(row.get("probability", 1.0)) or not row.get(GIVEN, True)),
         "no label": lambda row, c: absent(row["chosen"]) or absent(row["rejected"]),
         "rejected_prompt missing": lambda row, c: absent(row.get("rejected_prompt", "")),
         "probability missing": lambda row, c: c.ties != "half" and absent(row.get("probability", 1.0)),
@@ -66,10 +72,10 @@ KIND_FAULTS: dict[str, dict[str, Callable[[dict, DataConfig], bool]]] = {
     "lists": {
         "no pictures": lambda row, c: not row["images"],
         "list of one": lambda row, c: len(row["images"]) == 1,
-        BAD_VOTES: lambda row, c: bool(c.scorers) and row.get("wins", ()) is None,
+        BAD_VOTES: lambda row, c: bool(c.scorers) and None in (row.get("wins", ()), row.get(GIVEN, ())),
         "not one score for each picture": lambda row, c: len(row["scores"] or ()) != len(row["images"]),
         "scores not finite": lambda row, c: not all(not absent(x) and math.isfinite(x) for x in row["scores"]),
-        "all ties": lambda row, c: len(set(row["scores"])) == 1,
+        "all ties": lambda row, c: alike(row) if GIVEN in row else len(set(row["scores"])) == 1,
         "wins missing": lambda row, c: row.get("wins", ()) is None,
         "wins not k x k": lambda row, c: "wins" in row and not square(row["wins"], len(row["images"])),
         "probability outside [0, 1]": lambda row, c: not all(map(share, off_diagonal(row.get("wins", ())))),

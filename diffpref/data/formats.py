@@ -45,6 +45,7 @@ FEATURES: dict[str, Any] = {  # of the columns that are made here
     "label": Value("float64"),
     "scores": List(Value("float64")),
     "wins": List(List(Value("float64"))),
+    "given": List(List(Value("float64"))),
 }
 
 

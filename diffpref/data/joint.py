@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from diffpref.config import DataConfig
 from diffpref.data.columns import positions, read_columns, shifted, whole
+from diffpref.data.votes import GIVEN
 
 TRIES = 16  # shifts; each that fails leaves out the share of rows whose partner has the same prompt
 TAKEN = {"rejected": "rejected", "prompt": "rejected_prompt"}
@@ -59,7 +60,8 @@ def shifts(rows: int, rng: np.random.Generator) -> Iterator[int]:
 
 def arranged(rows: Dataset, kept: np.ndarray, partner: np.ndarray) -> Dataset:
     """The rows `kept`, each with the loser of its partner."""
-    base, at = whole(rows.remove_columns([n for n in ("probability",) if n in rows.column_names])), positions(rows)
+    labels = [name for name in ("probability", GIVEN) if name in rows.column_names]  # of pictures that part here
+    base, at = whole(rows.remove_columns(labels)), positions(rows)
     distance = (at[partner] - at[kept]) % len(base)
     distances, which = np.unique(distance, return_inverse=True)
     columns = [*base.column_names, *(name for name in ("rejected_prompt",) if name not in base.column_names)]

@@ -113,25 +113,26 @@ def from_hub(config: DataConfig) -> Rows:
         raise FileNotFoundError(f"{missing}, nor a data set the hub gives ({type(error).__name__}: {error})") from error
 
 
-def load_preferences(config: DataConfig) -> Rows:
-    """Rows with the columns of one of our kinds (formats.py); pictures are not decoded.
+def load_preferences(config: DataConfig, numbers: bool = False) -> Rows:
+    """Rows with the columns of one of our kinds (formats.py); pictures are not decoded. With `numbers` a column given
+    has what each of data.scorers gave, for users who weigh them, and nobody votes.
 
     Raises FileNotFoundError when nothing is there, ValueError when the columns are those of no known format or no row
     is there.
     """
-    rows = canonical(read(config), config)
+    rows = canonical(read(config), config, numbers)
     if config.max_pairs is not None:
         most = config.max_pairs
         rows = rows.take(most if isinstance(rows, IterableDataset) else min(len(rows), most))
     return completed(rows, config)
 
 
-def canonical(rows: Rows, config: DataConfig) -> Rows:
+def canonical(rows: Rows, config: DataConfig, numbers: bool = False) -> Rows:
     """Rows as they were read -> our columns. Raises ValueError as `load_preferences`."""
     if isinstance(rows, Dataset) and not len(rows):
         raise ValueError(f"data.path: {config.path} holds no rows")
     name = recognise(list(rows.column_names or []), config)
-    rows = to_canonical(rows, name, config, picture_folder(rows, name, config))
+    rows = to_canonical(rows, name, config, picture_folder(rows, name, config), numbers)
     check_numbers(rows, config)
     return rows
 

@@ -2,12 +2,16 @@
 
 A majority needs no common scale, which the scores of different models do not have (BalancedDPO, 2503.12575). A scorer
 that finds two pictures equal gives half a vote to each.
+
+Where users weigh the scorers instead (diffpref/users/sources/rewards.py), nobody votes: the rows carry the numbers.
 """
 
 import math
 from typing import Any
 
 from diffpref.config import DataConfig
+
+GIVEN = "given"  # column of what each scorer gave to each picture, [n][k], pictures as they stand in the row
 
 
 def scores_of(row: dict[str, Any], config: DataConfig) -> list[list[float]] | None:
@@ -62,4 +66,16 @@ def pair_votes(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
     return {"turned": first < 0.5, "probability": max(first, 1 - first), "margin": abs(2 * first - 1)}
 
 
+def list_numbers(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
+    """Lists: what each scorer gave; as scores the votes, which are those of nobody in particular."""
+    return {GIVEN: scores_of(row, config), "scores": list_votes(row, config)["scores"]}
+
+
+def pair_numbers(row: dict[str, Any], config: DataConfig) -> dict[str, Any]:
+    """Pairs, as they stand: what each scorer gave. An even split is no tie: users disagree on it."""
+    return {GIVEN: scores_of(row, config)}
+
+
 VOTES = {"pairs": (pair_votes, ("probability", "margin")), "lists": (list_votes, ("scores", "wins"))}
+NUMBERS = {"pairs": (pair_numbers, (GIVEN,)), "lists": (list_numbers, (GIVEN, "scores"))}
+LABELS = ("probability", "margin", "wins")  # columns that say who is better; the numbers replace them
