@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from diffpref.batch import Conditioning, PreferenceBatch
 from diffpref.config import ModelConfig
@@ -27,6 +29,17 @@ def posterior(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat([output.latent_dist.mean, output.latent_dist.std], dim=1)
 
 
+def configured_side(denoiser: Any) -> int:
+    """The side of the latents that a denoiser was made for, as its configuration says."""
+    size = denoiser.config.sample_size
+    return size if isinstance(size, int) else size[0]
+
+
+def configured_patch(denoiser: nn.Module) -> int:
+    """The side of a transformer's patches of latents; 1 for a UNet."""
+    return getattr(denoiser.config, "patch_size", 1)
+
+
 @dataclass(frozen=True)
 class Family:
     """What the flow needs to know of a pipeline class.
@@ -38,6 +51,8 @@ class Family:
     denoise: (denoiser, x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w]. conditioning["user"], [N,1,U] or
         [N,1,L,U], goes to the denoiser's user adapter; there must be one exactly where there is an adapter.
     moments: (VAE, pictures [N,3,H,W]) -> what latents are drawn from, [N,2C,h,w]; or, when nothing is drawn, [N,C,h,w].
+    side: denoiser -> side of the latents that the pipeline draws by itself.
+    patch: denoiser -> what the sides of latents must be multiples of.
     """
 
     denoiser: str
@@ -46,6 +61,8 @@ class Family:
     describe: Callable[[PreferenceBatch, Conditioning], Conditioning]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
     moments: Callable[[AutoencoderKL, Tensor], Tensor] = posterior
+    side: Callable[[Any], int] = configured_side
+    patch: Callable[[nn.Module], int] = configured_patch
 
 
 def keep(batch: PreferenceBatch, conditioning: Conditioning) -> Conditioning:
@@ -111,16 +128,71 @@ def encode_sd3(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
 
 def denoise_sd3(transformer: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
     """Flow transformer; predicts v = ε − x0."""
-    embeds, pooled = c["prompt_embeds"], c["pooled"]
-    return transformer(x_t, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=t, return_dict=False)[0]
+    user = {"ip_adapter_image_embeds": c["user"]} if "user" in c else None
+    return transformer(
+        x_t,
+        encoder_hidden_states=c["prompt_embeds"],
+        pooled_projections=c["pooled"],
+        timestep=t,
+        joint_attention_kwargs=user,
+        return_dict=False,
+    )[0]
 
 
-SD3_TARGETS = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+# --- FLUX.1 ---------------------------------------------------------------------------------------------------------
+
+FLUX_SIDE, FLUX_PATCH = 128, 2  # FluxPipeline's own; the transformer's configuration does not say
+FLUX_GUIDANCE = 3.5  # what FluxPipeline draws with unless told, and the strength diffusers' own FLUX scripts train at
+
+
+def encode_flux(pipe: DiffusionPipeline, prompts: list[str]) -> Conditioning:
+    """prompt_embeds [N,L,D] of T5, pooled [N,D'] of CLIP; guidance [N] where the transformer has distilled guidance,
+    and so wants to be told its strength."""
+    embeds, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device)
+    conditioning = {"prompt_embeds": embeds, "pooled": pooled}
+    if pipe.transformer.config.guidance_embeds:
+        conditioning["guidance"] = torch.full([len(prompts)], FLUX_GUIDANCE, device=embeds.device)
+    return conditioning
+
+
+def denoise_flux(transformer: nn.Module, x_t: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+    """Flow transformer over 2x2 patches of latents; predicts v = ε − x0. It takes t as a share of 1000."""
+    h, w = x_t.shape[-2] // FLUX_PATCH, x_t.shape[-1] // FLUX_PATCH
+    user = {"ip_adapter_image_embeds": [c["user"]]} if "user" in c else None
+    patches = transformer(
+        pixel_unshuffle(x_t, FLUX_PATCH).flatten(2).transpose(1, 2),
+        encoder_hidden_states=c["prompt_embeds"],
+        pooled_projections=c["pooled"],
+        timestep=t / 1000,
+        guidance=c.get("guidance"),
+        txt_ids=x_t.new_zeros(c["prompt_embeds"].shape[1], 3),
+        img_ids=places(h, w).to(x_t),
+        joint_attention_kwargs=user,
+        return_dict=False,
+    )[0]
+    return pixel_shuffle(patches.transpose(1, 2).unflatten(2, (h, w)), FLUX_PATCH)
+
+
+def places(h: int, w: int) -> Tensor:
+    """(0, row, column) of each patch, [hw,3]."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w))
+
+
+JOINT_TARGETS = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family("unet", ATTENTION, encode_sd, keep, denoise_sd),
     "StableDiffusionXLPipeline": Family("unet", ATTENTION, encode_sdxl, describe_sdxl, denoise_sdxl),
-    "StableDiffusion3Pipeline": Family("transformer", SD3_TARGETS, encode_sd3, keep, denoise_sd3),
+    "StableDiffusion3Pipeline": Family("transformer", JOINT_TARGETS, encode_sd3, keep, denoise_sd3),
+    "FluxPipeline": Family(
+        "transformer",
+        JOINT_TARGETS,
+        encode_flux,
+        keep,
+        denoise_flux,
+        side=lambda transformer: FLUX_SIDE,
+        patch=lambda transformer: FLUX_PATCH,
+    ),
 }
 
 

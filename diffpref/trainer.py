@@ -104,12 +104,11 @@ class Trainer:
 
     def native_resolution(self) -> int:
         """The picture side that the pipeline draws by itself."""
-        size = self.denoiser.config.sample_size
-        return (size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor
+        return self.family.side(self.denoiser) * self.pipe.vae_scale_factor
 
     def multiple(self) -> int:
         """What the sides of a picture must be multiples of: the VAE's factor, times the patch of a transformer."""
-        return self.pipe.vae_scale_factor * getattr(self.denoiser.config, "patch_size", 1)
+        return self.family.patch(self.denoiser) * self.pipe.vae_scale_factor
 
     def fill_cache(self) -> None:
         """Encode what is not on disk yet, then let encoders go that are no longer needed."""

@@ -5,6 +5,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -99,6 +101,33 @@ def tiny_sd3(t5: bool = True, seed: int = 0) -> StableDiffusion3Pipeline:
                 pos_embed_max_size=2 * LATENT_SIZE,
             ).eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+
+
+def tiny_flux(guidance: bool = True, seed: int = 0) -> FluxPipeline:
+    """FLUX.1: patches of latents in double and single blocks, CLIP's pooled vector, T5's tokens; with distilled
+    guidance ("dev") or without ("schnell"). By itself it would draw 128x128 latents: tell it the size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+        return FluxPipeline(
+            vae=vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=CLIPTextModel(clip_config(tokenizer, WIDTH)).eval(),
+            tokenizer=tokenizer,
+            text_encoder_2=t5_encoder(tokenizer_2),
+            tokenizer_2=tokenizer_2,
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=2,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=2 * WIDTH,
+                pooled_projection_dim=WIDTH,
+                guidance_embeds=guidance,
+                axes_dims_rope=(2, 2, 4),
+            ).eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if guidance else 1.0, use_dynamic_shifting=guidance),
         )
 
 

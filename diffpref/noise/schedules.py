@@ -1,5 +1,6 @@
 """x_t and the denoiser's target at a level u in [0,1): eps, v and flow. The schedule stays fp32 under any dtype."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -116,7 +117,7 @@ def parameterization(scheduler) -> Parameterization:
     """Read a diffusers scheduler's configuration. Raises ValueError for a prediction type no objective can train on."""
     config = scheduler.config
     if "prediction_type" not in config and "shift" in config:
-        return RectifiedFlow(config.shift, config.num_train_timesteps)
+        return RectifiedFlow(flow_shift(config), config.num_train_timesteps)
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"{type(scheduler).__name__} has a noise schedule that is not known here")
     if config.prediction_type not in VP_TARGETS:
@@ -127,6 +128,12 @@ def parameterization(scheduler) -> Parameterization:
     first = 1.0 if config.get("set_alpha_to_one", True) else alphas[0].item()
     grid = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
     return VariancePreserving(alphas, config.prediction_type, *grid, first)
+
+
+def flow_shift(config: dict) -> float:
+    """The shift of a flow scheduler. Where it moves with the size of the picture (FLUX: e^μ, with μ linear in the
+    number of patches), that of the largest size, which the model draws at by itself; `shift` is then not in use."""
+    return math.exp(config["max_shift"]) if config.get("use_dynamic_shifting") else config["shift"]
 
 
 # --- the space in which errors are measured -------------------------------------------------------------------------

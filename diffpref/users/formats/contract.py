@@ -9,6 +9,7 @@ holds as long as every bias in the file is zero, and so none of them trains.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection, IPAdapterFullImageProjection, MultiIPAdapterImageProjection
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 State = dict[str, dict[str, Tensor]]  # {"image_proj": …, "ip_adapter": …}: the names of the published files
 TOKENS = 4  # that stock diffusers makes of one vector
+KINDS, ENDS = ("to_k_ip", "to_v_ip"), ("weight", "bias")
 
 
 def vector_projection(width: int, token: int, g: torch.Generator) -> dict[str, Tensor]:
@@ -44,6 +46,18 @@ NAMES: dict[type[nn.Module], dict[str, str]] = {  # a projection's modules -> th
 }
 
 
+def make_projection(state: dict[str, Tensor]) -> nn.Module:
+    """The stock module that a file's "image_proj" stands for, with its weights."""
+    if "proj.weight" in state:
+        weight = state["proj.weight"]
+        module: nn.Module = ImageProjection(weight.shape[1], len(weight) // TOKENS, TOKENS)
+    else:
+        module = IPAdapterFullImageProjection(state["proj.0.weight"].shape[1], len(state["proj.2.weight"]))
+    named = {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in NAMES[type(module)].items() for end in ENDS}
+    module.load_state_dict({ours: state[theirs] for ours, theirs in named.items()})
+    return module
+
+
 class UserFormat(ABC):
     """sequences: whether a user may be L vectors.  offsets: whether the file's keys and values have biases (zeros).
     stock: whether diffusers loads the file by itself."""
@@ -53,23 +67,27 @@ class UserFormat(ABC):
     stock: bool = True
 
     @abstractmethod
-    def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+    def layers(self, denoiser: Any) -> dict[str, Any]:
         """The attention modules that see the user, by their number in the file."""
 
     @abstractmethod
-    def token(self, denoiser: nn.Module) -> int:
+    def token(self, denoiser: Any) -> int:
         """T, width of a user token."""
 
     @abstractmethod
-    def keys(self, denoiser: nn.Module, layer: nn.Module) -> Tensor:
+    def keys(self, denoiser: Any, layer: Any) -> Tensor:
         """W_k' [D,T] to begin with: what the layer makes of its text tokens."""
 
     @abstractmethod
-    def install(self, denoiser: nn.Module, state: State, dtype: torch.dtype) -> None:
-        """Give the denoiser an adapter with this state, in place of the one it may have."""
+    def processor(self, size: int, token: int) -> nn.Module:
+        """An attention processor of D = `size` channels, with to_k_ip, to_v_ip and scale in lists of one."""
 
     @abstractmethod
-    def projection(self, denoiser: nn.Module) -> nn.Module:
+    def attach(self, denoiser: Any, projection: nn.Module) -> None:
+        """Put the projection where the denoiser looks for it."""
+
+    @abstractmethod
+    def projection(self, denoiser: Any) -> nn.Module:
         """What makes tokens of users, in a denoiser that has an adapter."""
 
     def start(self, denoiser: nn.Module, width: int, sequence: bool, g: torch.Generator) -> State:
@@ -80,51 +98,50 @@ class UserFormat(ABC):
             attention[f"{number}.to_k_ip.weight"] = weight.clone()
             attention[f"{number}.to_v_ip.weight"] = torch.zeros_like(weight)
             if self.offsets:
-                attention |= {f"{number}.to_{kind}_ip.bias": torch.zeros(len(weight)) for kind in "kv"}
+                attention |= {f"{number}.{kind}.bias": torch.zeros(len(weight)) for kind in KINDS}
         return {"image_proj": PROJECTIONS[sequence](width, self.token(denoiser), g), "ip_adapter": attention}
 
-    def processors(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+    def install(self, denoiser: nn.Module, state: State, dtype: torch.dtype) -> None:
+        """Give the denoiser an adapter with this state, in place of the one it may have. Nothing else of it changes:
+        the loaders of diffusers cast all to one dtype, and with it the fp32 masters of a LoRA that trains beside."""
+        place, attention = {"device": next(denoiser.parameters()).device, "dtype": dtype}, state["ip_adapter"]
+        with torch.random.fork_rng(devices=[]):  # modules draw weights before they are given theirs
+            for number, layer in self.layers(denoiser).items():
+                processor = self.processor(*attention[f"{number}.to_k_ip.weight"].shape)
+                ends = ENDS if self.offsets else ENDS[:1]
+                named = {f"{kind}.0.{end}": f"{number}.{kind}.{end}" for kind in KINDS for end in ends}
+                processor.load_state_dict({ours: attention[theirs] for ours, theirs in named.items()})
+                layer.set_processor(processor.to(**place))
+            self.attach(denoiser, make_projection(state["image_proj"]).to(**place))
+
+    def processors(self, denoiser: nn.Module) -> dict[str, Any]:
         """The processors that hold an adapter, by the number of their layer; none where there is no adapter."""
         found = {number: layer.processor for number, layer in self.layers(denoiser).items()}
         return {number: processor for number, processor in found.items() if hasattr(processor, "to_k_ip")}
 
-    def parameters(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by their names in the file, "image_proj.…" and "ip_adapter.…"."""
-        found: dict[str, nn.Parameter] = {}
+    def modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """The adapter's modules that have parameters, by their names in the file."""
+        found: dict[str, nn.Module] = {}
         for number, processor in self.processors(denoiser).items():
-            for kind in ("to_k_ip", "to_v_ip"):
-                for name, parameter in getattr(processor, kind)[0].named_parameters():
-                    found[f"ip_adapter.{number}.{kind}.{name}"] = parameter
-        projection = self.projection(denoiser)
-        for module, named in NAMES[type(projection)].items():
-            for name, parameter in projection.get_submodule(module).named_parameters():
-                found[f"image_proj.{named}.{name}"] = parameter
+            found |= {f"ip_adapter.{number}.{kind}": getattr(processor, kind)[0] for kind in KINDS}
+        if found:
+            projection = self.projection(denoiser)
+            named = NAMES[type(projection)]
+            found |= {f"image_proj.{theirs}": projection.get_submodule(ours) for ours, theirs in named.items()}
         return found
 
+    def parameters(self, denoiser: nn.Module) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their names in the file."""
+        found = self.modules(denoiser).items()
+        return {f"{name}.{end}": p for name, module in found for end, p in module.named_parameters()}
 
-def base_weight(layer: nn.Module) -> Tensor:
+
+def base_weight(layer: Any) -> Tensor:
     """A linear map's own weight, also where a LoRA is around it."""
     return getattr(layer, "base_layer", layer).weight
 
 
-class StockFormat(UserFormat):
-    """A format that diffusers installs itself. Its own loader would also cast the whole denoiser to one dtype, and
-    with it the fp32 masters of a LoRA that trains beside the adapter; so the two halves are called here instead."""
-
-    def install(self, denoiser: nn.Module, state: State, dtype: torch.dtype) -> None:
-        place = {"device": next(denoiser.parameters()).device, "dtype": dtype}
-        with torch.random.fork_rng(devices=[]):  # modules draw weights before they are given theirs
-            denoiser.encoder_hid_proj = None  # its own attention processors, if it has any, are not the denoiser's
-            processors = denoiser._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False)
-            projection = denoiser._convert_ip_adapter_image_proj_to_diffusers(
-                state["image_proj"], low_cpu_mem_usage=False
-            )
-        for processor in processors.values():
-            if isinstance(processor, nn.Module):
-                processor.to(**place)
-        denoiser.set_attn_processor(processors)
-        denoiser.encoder_hid_proj = MultiIPAdapterImageProjection([projection]).to(**place)
-        denoiser.config.encoder_hid_dim_type = "ip_image_proj"
-
-    def projection(self, denoiser: nn.Module) -> nn.Module:
-        return denoiser.encoder_hid_proj.image_projection_layers[0]
+def attach_for_stock(denoiser: Any, projection: nn.Module) -> None:
+    """As the loaders of diffusers attach it to UNets and FLUX."""
+    denoiser.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+    denoiser.config.encoder_hid_dim_type = "ip_image_proj"
