@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffpref.config import LoraSettings
 from diffpref.engines import full
 from diffpref.families import Family, family_of
+from diffpref.users.adapter import user_modules
 
 ADAPTER = "default"
 
@@ -24,17 +25,18 @@ METADATA_KEYS = (
 
 
 def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: int) -> None:
-    """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity. Raises ValueError for targets it
-    lacks."""
+    """Freeze the denoiser and give it a LoRA in fp32 that starts as the identity; a user adapter that is there already
+    gets none. Raises ValueError for targets it lacks."""
     denoiser.requires_grad_(False)
     targets, names = settings.target_modules or list(family.lora_targets), [n for n, _ in denoiser.named_modules()]
     for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
+        if not any(ends_in(name, [target]) for name in names):
             raise ValueError(f"lora.target_modules: no module of the {family.denoiser} is named {target!r}")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,
         target_modules=targets,
+        exclude_modules=[name for name in user_modules(denoiser) if ends_in(name, targets)] or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         lora_dropout=settings.dropout,
@@ -44,6 +46,11 @@ def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: 
         torch.manual_seed(seed)
         denoiser.add_adapter(config, adapter_name=ADAPTER)
     cast_training_params([denoiser], dtype=torch.float32)
+
+
+def ends_in(name: str, targets: list[str]) -> bool:
+    """Whether peft takes a module of this name for one of the targets."""
+    return any(name == target or name.endswith("." + target) for target in targets)
 
 
 def lora_state_dict(denoiser: nn.Module) -> dict[str, Tensor]:

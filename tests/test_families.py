@@ -1,15 +1,16 @@
-"""One path for SD, SDXL and SD3: encoders as the pipeline's own, policy and reference, LoRA files that stock
+"""One path for SD, SDXL, SD3 and FLUX: encoders as the pipeline's own, policy and reference, LoRA files that stock
 diffusers loads."""
 
 import json
+import math
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
-from tiny_pipelines import tiny_sd, tiny_sd3, tiny_sdxl
+from tiny_pipelines import IMAGE_SIZE, tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 
 from diffpref.adapters import METADATA_KEYS, add_lora, save_lora
 from diffpref.batch import Encoded, PreferenceBatch, Structure
@@ -26,6 +27,17 @@ PIPELINES = {
     "sdxl": tiny_sdxl,
     "sd3": tiny_sd3,
     "sd3-t5": lambda: tiny_sd3(t5=True),
+    "flux": tiny_flux,
+    "flux-schnell": lambda: tiny_flux(guidance=False),
+}
+
+
+UNET_TARGETS = ["to_q", "conv1", "conv2"]
+CONVOLUTIONS = {  # FLUX has none: its patches go through a linear map
+    "StableDiffusionPipeline": UNET_TARGETS,
+    "StableDiffusionXLPipeline": UNET_TARGETS,
+    "StableDiffusion3Pipeline": ["to_q", "proj"],
+    "FluxPipeline": ["to_q", "x_embedder"],
 }
 
 
@@ -71,8 +83,8 @@ def add(pipe, **settings) -> torch.nn.Module:
 
 
 def draw(pipe) -> np.ndarray:
-    g = torch.Generator().manual_seed(0)
-    return pipe("a cat", num_inference_steps=2, guidance_scale=2.0, generator=g, output_type="np").images
+    size, g = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, torch.Generator().manual_seed(0)
+    return pipe("a cat", num_inference_steps=2, guidance_scale=2.0, generator=g, output_type="np", **size).images
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them_and_once(pipe, monkeypatch):
@@ -83,9 +95,10 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them_and_once(pipe, monkeyp
     assert len(calls) == 2, "each by itself, and once"
     for key, value in once.items():
         assert torch.equal(value[0], value[2]) and torch.equal(value[1], again[key][0])
-        assert not torch.equal(value[0], value[1])
+        assert key == "guidance" or not torch.equal(value[0], value[1])
 
 
+@pytest.mark.parametrize("pipe", ["sd", "sdxl", "sd3", "sd3-t5"], indirect=True)  # FLUX's guidance is distilled
 def test_empty_prompt_is_what_guidance_uses(pipe):
     """The dropped caption must be the pipeline's own unconditional input, or guidance drifts from training."""
     _, negative, *_ = pipe.encode_prompt(*["a cat"] * (3 if "3" in type(pipe).__name__ else 1), device="cpu",
@@ -163,8 +176,7 @@ def test_lora_file_gives_stock_diffusers_the_same_pictures(pipe, settings, tmp_p
     pipe.save_pretrained(tmp_path / "base")
     base, settings = draw(pipe), dict(settings)
     if settings.pop("convolutions", False):  # the quickstart's targets; a flow transformer has its patch embedding
-        flow = "3" in type(pipe).__name__
-        settings["target_modules"] = ["to_q", "proj"] if flow else ["to_q", "conv1", "conv2"]
+        settings["target_modules"] = CONVOLUTIONS[type(pipe).__name__]
     denoiser = add(pipe, **settings)
     shake(denoiser)
     ours, file = draw(pipe), save_lora(pipe, denoiser, tmp_path)
@@ -241,3 +253,57 @@ def test_a_prompt_does_not_depend_on_which_others_came_with_it(pipe):
     together = Encoder(pipe, seed=0).encode_prompts(["a cat", "", "a dog on a mat"])
     alone = Encoder(pipe, seed=0).encode_prompts(["a dog on a mat"])
     assert all(torch.equal(value[2], alone[key][0]) for key, value in together.items())
+
+
+# --- FLUX -------------------------------------------------------------------------------------------------------------
+
+
+def trace(pipe, **options) -> dict:
+    """What the stock pipeline calls its transformer with at its last step, and what comes of it."""
+    seen: dict = {}
+
+    def note(module, arguments, given, output):
+        seen.update(given, output=output[0])
+
+    handle = pipe.transformer.register_forward_hook(note, with_kwargs=True)
+    pipe(["a cat", "a dog"], num_inference_steps=3, output_type="latent", **options)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("pipe", ["flux", "flux-schnell"], indirect=True)
+@torch.no_grad()  # as in the pipeline; T5 rounds otherwise with a graph
+def test_flux_is_called_as_its_pipeline_calls_it(pipe, height, width):
+    """Patches, their places, share of time, guidance: the pipeline's own call, and then ours with the same latents."""
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    stock = trace(pipe, height=height, width=width, generator=generators)
+    x_t = pipe._unpack_latents(stock["hidden_states"], height, width, pipe.vae_scale_factor)
+    ours: dict = {}
+    pipe.transformer.register_forward_pre_hook(lambda m, a, given: ours.update(given), with_kwargs=True)
+    family, t = family_of(pipe), 1000 * stock["timestep"]
+    prediction = family.denoise(pipe.transformer, x_t, t, family.encode_prompts(pipe, ["a cat", "a dog"]))
+    for key in ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids", "guidance"):
+        torch.testing.assert_close(ours[key], stock[key], rtol=0, atol=0)
+    assert torch.equal(pipe._pack_latents(x_t, *x_t.shape), stock["hidden_states"])
+    expected = pipe._unpack_latents(stock["output"], height, width, pipe.vae_scale_factor)
+    torch.testing.assert_close(prediction, expected, rtol=1e-4, atol=1e-5)
+    assert (stock["guidance"] is None) == (not pipe.transformer.config.guidance_embeds)
+
+
+@pytest.mark.parametrize("dynamic, shift", [(True, math.exp(1.15)), (False, 3.0)])
+def test_flux_levels_are_those_its_scheduler_draws_at(dynamic, shift):
+    """At its own size a pipeline of 4 steps stands at σ = s·u/(1 + (s − 1)·u) for u = 1, 3/4, 1/2, 1/4."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
+    u = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    scheduler.set_timesteps(sigmas=u.tolist(), mu=1.15 if dynamic else None)
+    expected = shift * u / (1 + (shift - 1) * u)
+    torch.testing.assert_close(scheduler.sigmas[:-1], expected)
+    torch.testing.assert_close(parameterization(scheduler).timestep(u), 1000 * expected)
+
+
+def test_flux_trains_at_the_size_it_draws():
+    pipe = tiny_flux()
+    family = family_of(pipe)
+    seen = trace(pipe, generator=torch.Generator().manual_seed(0))["img_ids"][-1]
+    assert ((seen[1:] + 1) * family.patch(pipe.transformer)).tolist() == [family.side(pipe.transformer)] * 2

@@ -77,6 +77,13 @@ def user_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in denoiser.named_parameters() if id(p) in training}
 
 
+def user_modules(denoiser: nn.Module) -> list[str]:
+    """Names of the modules that hold its weights; none where there is no adapter."""
+    layout = FORMATS.get(family_name(denoiser))
+    ours = {id(module) for module in layout.modules(denoiser).values()} if layout else set()
+    return [name for name, module in denoiser.named_modules() if id(module) in ours]
+
+
 def train_user_adapter(denoiser: nn.Module) -> None:
     """Let the adapter train, as after peft, which freezes all that is not its own; its biases stay frozen."""
     for name, parameter in format_of(denoiser).parameters(denoiser).items():
