@@ -1,6 +1,6 @@
 """People's own tastes: embeddings of users, the adapter that reads them, pipelines that draw for one of them.
 
-The names below are imported when they are asked for: a loader's processes need none of them, nor does `diffpref --help`.
+The names below are imported when they are asked for: a loader's processes need none of them.
 """
 
 from importlib import import_module
