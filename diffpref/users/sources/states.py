@@ -1,0 +1,83 @@
+"""Users whose states were made before training: users.path is a file that `diffpref user describe` wrote (PPD)."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+
+from diffpref.config import Config
+from diffpref.data.columns import read_columns
+from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.sources.named import COLUMN, named, users_of
+from diffpref.users.vlm.pairs import row_digest
+from diffpref.users.vlm.states import States, read_states
+
+
+class StateUsers(UserSource):
+    """states: the file.  shown: which rows of the set the model was shown, and as which row of the data that it read.
+
+    A pair whose user's only states were made of that very pair is trained as nobody's: it would be in its own support.
+    """
+
+    def __init__(self, states: States, shown: dict[int, int] | None = None) -> None:
+        self.states, self.shown = states, shown or {}
+        self.width, self.sequence = states.width, states.length > 1
+
+    @classmethod
+    def build(cls, config: Config, rows: Dataset | IterableDataset) -> "StateUsers":
+        """Raises FileNotFoundError or ValueError for a file that cannot be read, for rows that name no users, and where
+        the file has none of them. Users that it lacks are named, and trained as nobody."""
+        users, states = users_of(config, rows), read_states(str(config.users.path))
+        lacking = [user for user in users if user not in states]
+        first = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
+        missing = (
+            f"{states.path} has no states of {len(lacking)} of the {len(users)} users of {config.data.path} ({first})"
+        )
+        if len(lacking) == len(users):
+            raise ValueError(f"users.path: {missing}; make them with diffpref user describe")
+        if lacking:
+            print(f"users: {missing}; their rows are trained as nobody's", flush=True)
+        return cls(states, shown_rows(rows, states))
+
+    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None:
+        """Of several states of the user, `key` says which; never one that this row's pair is in."""
+        name = named(user)
+        if name is None or name not in self.states:
+            return None
+        found = self.states.apart_from(self.shown.get(row, -1), name, key)
+        return None if found is None else {"states": found}
+
+    def absent(self) -> dict[str, Tensor]:
+        """Zeros [L,U]."""
+        return {"states": torch.zeros(self.states.length, self.width)}
+
+    def module(self) -> nn.Module:
+        """Nothing in it trains."""
+        return AsTheyAre()
+
+
+class AsTheyAre(nn.Module):
+    """Users that were made before."""
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """states [N,L,U] -> [N,1,L,U]; [N,1,U] where L is 1. Zeros for nobody."""
+        states = inputs["states"] * inputs[PRESENT][:, None, None]
+        return states[:, None] if states.shape[1] > 1 else states
+
+
+def shown_rows(rows: Dataset, states: States) -> dict[int, int]:
+    """Row of this set -> row of the data that the states were made of, for every pair that is in both. Pictures are
+    read where user and prompt agree."""
+    if "chosen" not in rows.column_names:
+        return {}
+    known = {(entry.user, pair.prompt): {} for entry in states.entries for pair in entry.pairs}
+    for entry in states.entries:
+        for pair in entry.pairs:
+            known[entry.user, pair.prompt][pair.digest] = pair.row
+    found = {}
+    for number, values in enumerate(read_columns(rows, [COLUMN, "prompt"])):
+        digests = known.get((str(values[COLUMN]), values["prompt"]))
+        if digests and (digest := row_digest(rows[number])) in digests:
+            found[number] = digests[digest]
+    return found
