@@ -1,12 +1,13 @@
 """Pipelines that draw for a user: right for each, for nobody, for several at once, and put back as they were."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
 from test_user_embedding import embedding
-from tiny_pipelines import IMAGE_SIZE, tiny_sd, tiny_sdxl, unet
+from tiny_pipelines import IMAGE_SIZE, tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl, unet
 from tiny_pipelines import WIDTH as TEXT
 
 from diffpref.adapters import add_lora, save_lora
@@ -18,10 +19,11 @@ from diffpref.users.adapter import add_user_adapter, save_user_adapter, set_user
 from diffpref.users.formats import FORMATS
 from diffpref.users.personalized import ARGUMENTS, denoiser_of
 
-FAMILIES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
+FAMILIES = {"sd": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "flux": tiny_flux}
 WIDTH, PROMPTS = 8, ["a cat", "a dog, flat", "red"]
 ME, YOU = embedding(1), embedding(2)
-QUICK = {"num_inference_steps": 2, "output_type": "np"}
+SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}  # FLUX would draw 512 pixels, whatever its transformer is
+QUICK = {"num_inference_steps": 2, "output_type": "np", **SIZE}
 
 
 def trained(pipe, sequence: bool = False) -> None:
@@ -78,6 +80,13 @@ def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def guided(pipe, guidance: float, prompts: int) -> dict:
+    """Classifier-free guidance; FLUX, which has a guidance of its own, does it with a negative prompt only."""
+    if "Flux" not in type(pipe).__name__:
+        return {"guidance_scale": guidance}
+    return {"true_cfg_scale": guidance, "negative_prompt": ["blue"] * prompts if guidance > 1 else None}
+
+
 def same(first, second) -> bool:
     return np.array_equal(first.images, second.images)
 
@@ -87,7 +96,7 @@ def same(first, second) -> bool:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_nobody_and_no_scale_are_the_pipeline_without_adapter(personal, base, guidance):
-    options = QUICK | {"guidance_scale": guidance, "num_images_per_prompt": 2}
+    options = QUICK | guided(base, guidance, 3) | {"num_images_per_prompt": 2}
     without = base(PROMPTS, generator=seeded(*range(6)), **options)
     assert same(personal(PROMPTS, generator=seeded(*range(6)), **options), without)
     assert same(personal(PROMPTS, user=[None] * 3, generator=seeded(*range(6)), **options), without)
@@ -96,38 +105,63 @@ def test_nobody_and_no_scale_are_the_pipeline_without_adapter(personal, base, gu
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_users_pictures_are_those_of_stock_diffusers(world, family, personal, guidance):
-    """load_ip_adapter, set_ip_adapter_scale and the embedding's own conditioning."""
-    stock = FAMILIES[family]()
-    stock.set_progress_bar_config(disable=True)
-    stock.load_ip_adapter(str(world / family), "", "user_adapter.safetensors", image_encoder_folder=None)
-    stock.set_ip_adapter_scale(0.7)
-    options = QUICK | {"guidance_scale": guidance}
-    expected = stock(PROMPTS[:2], generator=seeded(0, 1), **options, **ME.conditioning(guidance > 1))
-    assert same(personal(PROMPTS[:2], user=ME, scale=0.7, generator=seeded(0, 1), **options), expected)
+def test_a_users_pictures_are_those_of_stock_diffusers(world, family, personal, base, guidance):
+    """load_ip_adapter, set_ip_adapter_scale and what its call takes; diffusers cannot load that of SD3, only draw."""
+    options = QUICK | guided(base, guidance, 2)
+    if family == "sd3":
+        stock, scale, users = personal.pipe, 1.0, ME.conditioning(guidance > 1)
+        users = {name: values[0] for name, values in users.items()}
+    else:
+        stock, scale, users = FAMILIES[family](), 0.7, ME.conditioning(guidance > 1 and family != "flux")
+        stock.set_progress_bar_config(disable=True)
+        stock.load_ip_adapter(
+            str(world / family), subfolder="", weight_name="user_adapter.safetensors", **NO_PICTURES[family]
+        )
+        stock.set_ip_adapter_scale(scale)
+    if family == "flux":
+        users |= {"negative_ip_adapter_image_embeds": [torch.zeros(1, 1, WIDTH)]}
+    expected = stock(PROMPTS[:2], generator=seeded(0, 1), **options, **users)
+    assert same(personal(PROMPTS[:2], user=ME, scale=scale, generator=seeded(0, 1), **options), expected)
 
 
-def test_the_default_guidance_is_the_pipelines_own(personal):
+NO_PICTURES = dict.fromkeys(("sd", "sdxl"), {"image_encoder_folder": None})
+NO_PICTURES |= {"flux": {"image_encoder_pretrained_model_name_or_path": None}}
+OWN = {"sd": 7.5, "sdxl": 5.0, "sd3": 7.0, "flux": 3.5}
+
+
+def test_the_default_guidance_is_the_pipelines_own(family, personal):
     own = personal("a cat", user=ME, generator=seeded(0), **QUICK)
-    scale = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0}[type(personal.pipe).__name__]
-    assert same(personal("a cat", user=ME, generator=seeded(0), guidance_scale=scale, **QUICK), own)
+    assert same(personal("a cat", user=ME, generator=seeded(0), guidance_scale=OWN[family], **QUICK), own)
 
 
-def test_half_of_a_guided_batch_is_nobodys(personal):
-    """At guidance 3 the prediction is u + 3 (c - u): with the user in both halves it would be another."""
+def test_half_of_a_guided_call_is_nobodys(family, personal):
+    """At guidance 3 the prediction is n + 3 (u - n): with the user in both halves it would be another."""
     seen = []
-    denoiser = denoiser_of(personal.pipe)
-    hook = denoiser.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["added_cond_kwargs"]["image_embeds"][0]), with_kwargs=True
-    )
+
+    def look(module, args, given):
+        users = (given.get("added_cond_kwargs") or {}).get("image_embeds")
+        users = given["joint_attention_kwargs"]["ip_adapter_image_embeds"] if users is None else users
+        seen.append(users[0] if isinstance(users, list) else users)
+
+    hook = denoiser_of(personal.pipe).register_forward_pre_hook(look, with_kwargs=True)
     try:
-        personal(PROMPTS[:2], user=ME, guidance_scale=3.0, **QUICK)
+        personal(PROMPTS[:2], user=ME, **QUICK | guided(personal.pipe, 3.0, 2))
     finally:
         hook.remove()
+    seen = (
+        [torch.cat([seen[i + 1], seen[i]]) for i in (0, 2)] if family == "flux" else seen
+    )  # there, one after the other
     assert len(seen) == 2
     for users in seen:
         assert users.shape == (4, 1, WIDTH) and not users[:2].any()
         assert torch.equal(users[2:], ME.states.expand(2, 1, -1))
+
+
+def test_what_the_caller_gave_is_left_as_it_was(personal):
+    given = {}
+    if "joint_attention_kwargs" in inspect.signature(personal.pipe.__call__).parameters:
+        personal("a cat", user=ME, joint_attention_kwargs=given, **QUICK)
+    assert given == {}
 
 
 def test_a_model_that_knows_its_guidance_runs_no_second_half(world):
@@ -156,7 +190,8 @@ def seeded_unet():
 def test_several_users_in_one_call_get_what_each_gets_alone(personal, each, guidance):
     prompts, users = [*PROMPTS, "a bird"], [ME, None, YOU, ME]
     negative, seeds = ["bad", "dark", "blue", "red"], range(4 * each)
-    options = QUICK | {"guidance_scale": guidance, "num_images_per_prompt": each}
+    options = QUICK | guided(personal.pipe, guidance, 4) | {"num_images_per_prompt": each}
+    options.pop("negative_prompt", None)
     drawn = personal(prompts, user=users, negative_prompt=negative, generator=seeded(*seeds), **options).images
     assert drawn.shape == (4 * each, IMAGE_SIZE, IMAGE_SIZE, 3)
     for i, user in enumerate(users):
@@ -169,7 +204,7 @@ def test_several_users_in_one_call_get_what_each_gets_alone(personal, each, guid
 
 @pytest.mark.parametrize("kind", ["pil", "pt", "np", "latent"])
 def test_every_kind_of_output_comes_back_in_order(personal, kind):
-    options = {"num_inference_steps": 1, "output_type": kind}
+    options = {"num_inference_steps": 1, "output_type": kind, **SIZE}
     users = [ME, YOU, ME]
     drawn = personal(PROMPTS, user=users, generator=seeded(0, 1, 2), **options).images
     tuples = personal(PROMPTS, user=users, generator=seeded(0, 1, 2), return_dict=False, **options)
@@ -182,12 +217,17 @@ def test_every_kind_of_output_comes_back_in_order(personal, kind):
             np.testing.assert_allclose(np.asarray(one) / 1.0, np.asarray(alone[0]) / 1.0, atol=near)
 
 
-def test_latents_and_embedded_prompts_go_with_their_users(personal, base):
-    """Of SDXL the pooled ones, too."""
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-    encoded = base.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+def test_latents_and_embedded_prompts_go_with_their_users(family, personal, base):
+    """The pooled ones, too."""
+    names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    if family == "flux":
+        encoded, names = base.encode_prompt(PROMPTS, PROMPTS), [names[0], names[2]]
+    else:
+        prompts = [PROMPTS] * (3 if family == "sd3" else 1)
+        encoded = base.encode_prompt(*prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
     embeds = dict(zip(names, encoded, strict=False))
-    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    shape = (3, 16, 16) if family == "flux" else (3, 4, 8, 8)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     drawn = personal(user=[YOU, ME, YOU], latents=latents, **embeds, **QUICK).images
     for i, user in enumerate([YOU, ME, YOU]):
         alone = personal(user=user, latents=latents[i : i + 1], **{k: v[i : i + 1] for k, v in embeds.items()}, **QUICK)
@@ -249,7 +289,7 @@ def test_sequences_of_any_length(world):
 
 def test_sample_draws_a_users_pictures_with_paired_seeds(personal, base):
     """In any batches; and the pipeline is left as it was found."""
-    options = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, **SIZE}
     scheduler, mode = personal.pipe.scheduler, denoiser_of(personal.pipe).training
     mine = sample(personal.bound(ME, 0.8), PROMPTS, [5, 6, 7], batch_size=2, **options)
     assert personal.pipe.scheduler is scheduler and denoiser_of(personal.pipe).training == mode
@@ -268,7 +308,7 @@ MISTAKES = {
     "another width": ({"user": embedding(0, width=6)}, r"\(1 x 6, .*does not fit the adapter, which takes .* width 8"),
     "another encoder": (
         {"user": embedding(0, encoder="x")},
-        "does not fit .*tuned with the encoder tiny: make .* anew",
+        "does not fit .*tuned with the encoder tiny: make",
     ),
     "a sequence": ({"user": embedding(0, 3)}, r"\(3 x 8, .*does not fit the adapter, which takes one vector"),
     "one of several": ({"user": [ME, embedding(0, width=6)]}, "width 8"),
@@ -307,4 +347,4 @@ def test_adapters_that_do_not_fit_or_are_not_there(world, tmp_path):
 
 
 def test_every_format_has_its_arguments():
-    assert set(FORMATS) <= set(ARGUMENTS)
+    assert set(FORMATS) == set(ARGUMENTS)
