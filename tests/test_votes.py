@@ -188,3 +188,67 @@ def test_scorers_have_nothing_to_say_of_likes(tmp_path):
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="data.scorers compare pictures; .* holds likes, which have one each"):
         load(tmp_path / "a.parquet")
+
+
+# --- numbers that are carried along ----------------------------------------------------------------------------------
+
+
+def carried(path, **settings):
+    config = DataConfig(path=str(path), scorers=SCORERS, **settings)
+    return config, load_preferences(config, numbers=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_carry_the_numbers_and_nobody_votes(tmp_path, streaming):
+    """Pictures stay where they are; an even split is a pair like any other."""
+    scores = {name: [list(map(float, case[i])) for case in PAIRS.values()] for i, name in enumerate(SCORERS)}
+    config, rows = carried(write(tmp_path / "a.parquet", "pairs", **scores), streaming=streaming)
+    assert set(rows.column_names) == {"prompt", "chosen", "rejected", "given"}
+    assert "probability" not in fields(rows.column_names, config)
+    for i, (row, case) in enumerate(zip(rows, PAIRS.values(), strict=True)):
+        assert row["given"] == [list(map(float, pair)) for pair in case[:3]]
+        assert row["chosen"]["bytes"] == png(10 * i)
+    if not streaming:
+        assert check(rows, config).dropped == {}
+
+
+def test_a_pair_that_no_scorer_tells_apart_is_a_tie(tmp_path):
+    scores = {name: [[1.0, 2.0], [3.0, 3.0], [0.0, float(i)]] for i, name in enumerate(SCORERS)}
+    path = write(tmp_path / "a.parquet", "pairs", **scores)
+    config, rows = carried(path)
+    result = check(rows, config)
+    assert result.rows["row"][:] == [0, 2] and result.dropped == {"a tie (data.ties)": 1}
+    config, rows = carried(path, ties="keep")
+    assert check(rows, config).rows["row"][:] == [0, 1, 2]
+
+
+def test_lists_carry_the_numbers_beside_the_votes(tmp_path):
+    """Two scorers of three who contradict each other leave a list without an order, and users with one."""
+    scores = {"clip": [[3.0, 1.0], [1.0, 1.0]], "aesthetic": [[1.0, 3.0], [2.0, 2.0]], "pick": [[2.0, 2.0], [3.0, 3.0]]}
+    config, rows = carried(write(tmp_path / "a.parquet", "lists", **scores))
+    assert rows["given"][:] == [[[3, 1], [1, 3], [2, 2]], [[1, 1], [2, 2], [3, 3]]]
+    assert rows["scores"][:] == [[0.5, 0.5], [0.5, 0.5]] and "wins" not in set(rows.column_names)
+    result = check(rows, config)
+    assert result.rows["row"][:] == [0] and result.dropped == {"all ties": 1}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "lists"])
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+def test_a_broken_number_is_a_fault_of_its_row(tmp_path, broken, kind):
+    config, rows = carried(with_a_broken_vote(tmp_path, kind, broken))
+    result = check(rows, config)
+    assert result.rows["row"][:] == [0, 2] and result.dropped == {FAULT: 1}
+
+
+def test_a_label_of_the_set_gives_way_to_the_numbers(tmp_path):
+    path = write(tmp_path / "a.parquet", "pairs", clip=[[1.0, 2.0]], aesthetic=[[1.0, 2.0]], pick=[[1.0, 2.0]])
+    rows = pq.read_table(path).append_column("margin", pa.array([0.0])).append_column("probability", pa.array([0.5]))
+    pq.write_table(rows.replace_schema_metadata(None), path)
+    assert not {"margin", "probability"} & set(carried(path)[1].column_names)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "captions", "rejected_captions": "shuffle"}, {"joint": True}], ids=str)
+def test_numbers_of_pictures_that_are_parted_are_left_behind(tmp_path, settings):
+    path = write(tmp_path / "a.parquet", "pairs", **{name: [[1.0, 2.0], [2.0, 1.0]] for name in SCORERS})
+    _, rows = carried(path, **settings)
+    assert len(rows) == 2 and "given" not in set(rows.column_names)

@@ -25,9 +25,7 @@ def users_of(config: Config, rows: Dataset | IterableDataset) -> list[str]:
     who = f"users.source {config.users.source}"
     if isinstance(rows, IterableDataset):
         raise ValueError(f"{who} needs to know all users before training; set data.streaming to false")
-    mend = (
-        f"{who} needs to know whose rows these are; give {config.data.path} a column {COLUMN} with a name in each row"
-    )
+    mend = f"{who} needs to know whose rows these are: give {config.data.path} a column {COLUMN}, a name in each row"
     if COLUMN not in rows.column_names:
         raise ValueError(f"{mend}; it has {rows.column_names}")
     names = {named(values[COLUMN]) for values in read_columns(rows, [COLUMN])} - {None}
