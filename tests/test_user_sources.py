@@ -204,7 +204,7 @@ def test_users_who_are_sequences_and_users_who_are_vectors(described, tmp_path):
     assert not flat.sequence and users.shape == (2, 1, 4)
     assert torch.equal(users[1], single["ann", 0]) and not users[0].any()
     found = as_embedding(read_states(tmp_path / "one.safetensors"), "ann")
-    assert torch.equal(found.states, users[1])
+    assert torch.equal(found.states, users[1]) and found.encoder == flat.module().id
 
 
 def test_states_of_other_users_are_refused(described, tmp_path):
@@ -332,7 +332,7 @@ def test_users_reach_the_adapter_as_they_are(tmp_path):
     source, _ = built(weighed(tmp_path / "a.parquet"))
     users = source.module()(batch(source, source.inputs(0, 3, None), None))
     assert users.shape == (2, 1, 2) and torch.equal(users[0, 0], source.direction(3)) and not users[1].any()
-    assert not list(source.module().parameters())
+    assert source.module().id == "rewards: sharp, warm" and not list(source.module().parameters())
 
 
 def test_what_cannot_be_weighed_is_refused(tmp_path):

@@ -88,7 +88,7 @@ class RewardUsers(UserSource):
 
     def module(self) -> nn.Module:
         """Nothing in it trains."""
-        return Directions()
+        return Directions(self.data.scorers)
 
 
 def as_pair(values: dict[str, Any], scores: tuple[float, ...], data: DataConfig) -> Said:
@@ -125,7 +125,14 @@ def measured(rows: Dataset, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Directions(nn.Module):
-    """Users who are their weights."""
+    """Users who are their weights of these scorers: `UserEmbedding(torch.tensor([0.6, 0.8]), directions.id)` is one.
+
+    id: names the scorers in their order; weights of others mean something else.
+    """
+
+    def __init__(self, scorers: list[str]) -> None:
+        super().__init__()
+        self.id = f"rewards: {', '.join(scorers)}"
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """user [N,S] -> [N,1,S]; zeros for nobody."""

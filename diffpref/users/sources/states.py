@@ -54,11 +54,15 @@ class StateUsers(UserSource):
 
     def module(self) -> nn.Module:
         """Nothing in it trains."""
-        return AsTheyAre()
+        return AsTheyAre(self.states.id)
 
 
 class AsTheyAre(nn.Module):
-    """Users that were made before."""
+    """Users that were made before. id: of what made them, as their embeddings name it."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__()
+        self.id = id
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """states [N,L,U] -> [N,1,L,U]; [N,1,U] where L is 1. Zeros for nobody."""
