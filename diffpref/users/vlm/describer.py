@@ -6,26 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
 from diffpref.cache.fingerprint import fingerprint, module_facts
 from diffpref.scorer.weights import checked_device, listed, said
+from diffpref.users.vlm.pairs import Shown
 from diffpref.users.vlm.prompt import VERSION, chat
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # One answer for one prompt: no sampling, whatever the checkpoint's own settings are.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1} | dict.fromkeys(("temperature", "top_p", "top_k"))
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A pair of pictures under a caption, as the model is shown it."""
-
-    caption: str
-    preferred: Image.Image
-    dispreferred: Image.Image
 
 
 @dataclass(frozen=True)

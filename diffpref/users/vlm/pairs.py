@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from datasets import Dataset
+from PIL import Image
 from tqdm import tqdm
 
 from diffpref.config import DataConfig
@@ -16,11 +17,19 @@ from diffpref.data.columns import read_columns
 from diffpref.data.kinds import Row
 from diffpref.data.pictures import open_picture, read_bytes
 from diffpref.data.source import load_preferences
-from diffpref.users.vlm.describer import Shown
 
 T = TypeVar("T")
 SIDES = ("chosen", "rejected")
 SHOWN = 5  # users and faults that a message names
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair of pictures under a caption, as the model is shown it."""
+
+    caption: str
+    preferred: Image.Image
+    dispreferred: Image.Image
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,13 @@ class States:
         return self.open().get_slice("states")[place]
 
     def places(self, user: Any, without: int | None = None) -> list[int]:
-        """Where the entries of a user are, less those that were shown the row `without`. Raises KeyError for a user who
-        is not there."""
+        """Where the entries of a user are, less those that were shown the pair of the row `without`, there or in a row
+        like it. Raises KeyError for a user who is not there."""
         if user not in self:
             raise KeyError(f"{self.path} has no user {str(user)!r}, but {len(self.users)} others")
-        return [i for i in self.numbers[str(user)] if without not in [pair.row for pair in self.entries[i].pairs]]
+        own = self.numbers[str(user)]
+        alike = {pair.digest for i in own for pair in self.entries[i].pairs if pair.row == without}
+        return [i for i in own if not alike & set(self.entries[i].digests)]
 
     def of(self, user: Any, key: int) -> Tensor:
         """States of a user, [L,U] fp32. Of several sets `key` draws one, the same in every process. Raises KeyError for
