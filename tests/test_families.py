@@ -2,13 +2,12 @@
 diffusers loads."""
 
 import json
-import math
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from tiny_pipelines import IMAGE_SIZE, tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 
@@ -253,57 +252,3 @@ def test_a_prompt_does_not_depend_on_which_others_came_with_it(pipe):
     together = Encoder(pipe, seed=0).encode_prompts(["a cat", "", "a dog on a mat"])
     alone = Encoder(pipe, seed=0).encode_prompts(["a dog on a mat"])
     assert all(torch.equal(value[2], alone[key][0]) for key, value in together.items())
-
-
-# --- FLUX -------------------------------------------------------------------------------------------------------------
-
-
-def trace(pipe, **options) -> dict:
-    """What the stock pipeline calls its transformer with at its last step, and what comes of it."""
-    seen: dict = {}
-
-    def note(module, arguments, given, output):
-        seen.update(given, output=output[0])
-
-    handle = pipe.transformer.register_forward_hook(note, with_kwargs=True)
-    pipe(["a cat", "a dog"], num_inference_steps=3, output_type="latent", **options)
-    handle.remove()
-    return seen
-
-
-@pytest.mark.parametrize("height, width", [(32, 32), (24, 40)])
-@pytest.mark.parametrize("pipe", ["flux", "flux-schnell"], indirect=True)
-@torch.no_grad()  # as in the pipeline; T5 rounds otherwise with a graph
-def test_flux_is_called_as_its_pipeline_calls_it(pipe, height, width):
-    """Patches, their places, share of time, guidance: the pipeline's own call, and then ours with the same latents."""
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    stock = trace(pipe, height=height, width=width, generator=generators)
-    x_t = pipe._unpack_latents(stock["hidden_states"], height, width, pipe.vae_scale_factor)
-    ours: dict = {}
-    pipe.transformer.register_forward_pre_hook(lambda m, a, given: ours.update(given), with_kwargs=True)
-    family, t = family_of(pipe), 1000 * stock["timestep"]
-    prediction = family.denoise(pipe.transformer, x_t, t, family.encode_prompts(pipe, ["a cat", "a dog"]))
-    for key in ("encoder_hidden_states", "pooled_projections", "txt_ids", "img_ids", "guidance"):
-        torch.testing.assert_close(ours[key], stock[key], rtol=0, atol=0)
-    assert torch.equal(pipe._pack_latents(x_t, *x_t.shape), stock["hidden_states"])
-    expected = pipe._unpack_latents(stock["output"], height, width, pipe.vae_scale_factor)
-    torch.testing.assert_close(prediction, expected, rtol=1e-4, atol=1e-5)
-    assert (stock["guidance"] is None) == (not pipe.transformer.config.guidance_embeds)
-
-
-@pytest.mark.parametrize("dynamic, shift", [(True, math.exp(1.15)), (False, 3.0)])
-def test_flux_levels_are_those_its_scheduler_draws_at(dynamic, shift):
-    """At its own size a pipeline of 4 steps stands at σ = s·u/(1 + (s − 1)·u) for u = 1, 3/4, 1/2, 1/4."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
-    u = torch.tensor([1.0, 0.75, 0.5, 0.25])
-    scheduler.set_timesteps(sigmas=u.tolist(), mu=1.15 if dynamic else None)
-    expected = shift * u / (1 + (shift - 1) * u)
-    torch.testing.assert_close(scheduler.sigmas[:-1], expected)
-    torch.testing.assert_close(parameterization(scheduler).timestep(u), 1000 * expected)
-
-
-def test_flux_trains_at_the_size_it_draws():
-    pipe = tiny_flux()
-    family = family_of(pipe)
-    seen = trace(pipe, generator=torch.Generator().manual_seed(0))["img_ids"][-1]
-    assert ((seen[1:] + 1) * family.patch(pipe.transformer)).tolist() == [family.side(pipe.transformer)] * 2
