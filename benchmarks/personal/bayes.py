@@ -11,6 +11,7 @@ work on all H at once.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -21,6 +22,7 @@ KEPT = 3000  # of them, resampled by the posterior, to reckon with
 SEED = 6  # 0 made the world's own users, 1 held_out.parquet's population
 
 
+@cache
 def crowd(count: int = DRAWN, seed: int = SEED) -> User:
     """So many users out of the world's distribution."""
     users = make_population(seed, train=count, unseen=0)
@@ -70,8 +72,16 @@ def beliefs(of: User, said: np.ndarray, counts: Sequence[int], rng: np.random.Ge
     log_likelihood = np.log(chance(of, said))
     for n in counts:
         weights = normalised(log_likelihood[:n].sum(0))
-        index = rng.choice(len(weights), KEPT, p=weights)
+        index = rng.choice(len(weights), min(KEPT, len(weights)), p=weights)
         yield Belief(those(of, index), float(1 / np.square(weights).sum()))
+
+
+def same_user(of: User, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Choices of U users in two sets [U,n,2,K] -> log-probability [U,U] of the second set of the row's user, given the
+    first set of the column's: by that an exact Bayesian recognises people."""
+    after = np.stack([normalised(np.log(chance(of, said)).sum(0)) for said in first])
+    probability = np.stack([chance(of, said).prod(0) for said in second])
+    return np.log(probability @ after.T)
 
 
 def normalised(log_weights: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from a user's first n pairs. It predicts the user's choices, and it picks pictur
 For a set that holds all a model can be expected to draw, no way of personalising it can expect a better win rate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from diffpref.emoji_world.users import User, choice_probability, majority, utility
-from diffpref.scorer.measures.bootstrap import mean
-from personal.bayes import Belief, beliefs, certain, crowd
+from diffpref.scorer.measures.bootstrap import share
+from personal.bayes import DRAWN, Belief, beliefs, certain, crowd
 from personal.people import Pictures, support_sets
 
 KNOWN = (0, 1, 2, 4, 8, 16)  # pairs
@@ -50,9 +50,9 @@ def choices_of(of: Pictures, samples: int | None, artwork: bool, bases: int = BA
     return found
 
 
-def known(users: Sequence[User], counts: Sequence[int] = KNOWN) -> Iterator[tuple[User, dict[Any, Belief]]]:
-    """What is known of each user after so many pairs, and the one who knows them."""
-    everyone = crowd()
+def known(users: Sequence[User], drawn: int, counts: Sequence[int] = KNOWN) -> Iterator[tuple[User, dict[Any, Belief]]]:
+    """What is known of each user after so many pairs, from so many drawn users, and by the one who knows them."""
+    everyone = crowd(drawn)
     for user in tqdm(users, "users", unit="user"):
         said = np.stack([one.seen for one in support_sets(user, 1)[0]])
         after = beliefs(everyone, said, counts, np.random.default_rng((7, user.user_id)))
@@ -64,7 +64,7 @@ def known(users: Sequence[User], counts: Sequence[int] = KNOWN) -> Iterator[tupl
 
 def won(user: User, picture: np.ndarray, other: np.ndarray) -> float:
     """1 where the user's true utility of the first is higher, ½ where they are equal."""
-    return (1 + np.sign(utility(user, picture) - utility(user, other))) / 2
+    return float(1 + np.sign(utility(user, picture) - utility(user, other))) / 2
 
 
 @dataclass
@@ -103,25 +103,31 @@ def finely(belief: Belief) -> float:
 
 def interval(values: Sequence[float], users: Sequence, names: Sequence[str]) -> dict[str, float]:
     """Mean, with the interval over users and prompts."""
-    value, low, high = mean(np.array(values, dtype=float), {"user": users, "prompt": names}, limits=(0.0, 1.0))
+    value, low, high = share(np.array(values, dtype=float), {"user": users, "prompt": names})
     return {"value": value, "low": low, "high": high, "n": len(values)}
 
 
-def bound(users: Sequence[User], offers: Mapping[str, Sequence[Choice]], of: Pictures | None = None) -> dict[str, Any]:
-    """For each amount of knowledge: win rates for each set of offers and, given comparisons, accuracy on them."""
+Offers = Mapping[str, Sequence[Choice]]  # sets of choices by name
+
+
+def bound(
+    users: Sequence[User], offers_to: Callable[[User], Offers], of: Pictures | None = None, drawn: int = DRAWN
+) -> dict[str, Any]:
+    """For each amount of knowledge: win rates for each set of offers, whose prompts are the same for all users, and,
+    given comparisons, accuracy on them."""
     tallies: dict[Any, Tally] = {}
-    for user, states in known(users):
+    for user, states in known(users, drawn):
         for n, belief in states.items():
             tally = tallies.setdefault(n, Tally())
             tally.effective.append(belief.effective)
             tally.add(FINELY, [finely(belief)])
-            for name, offered in offers.items():
+            for name, offered in offers_to(user).items():
                 base, impersonal = pick(user, belief, offered)
                 tally.add(f"{name}: over base", base)
                 tally.add(f"{name}: over impersonal", impersonal)
             if of is not None:
                 tally.add("accuracy", accuracy(user, belief, of))
-    return {str(n): summary(tally, users, offers, of) for n, tally in tallies.items()}
+    return {str(n): summary(tally, users, offers_to(users[0]), of) for n, tally in tallies.items()}
 
 
 def accuracy(user: User, belief: Belief, of: Pictures) -> list[float]:
@@ -131,7 +137,7 @@ def accuracy(user: User, belief: Belief, of: Pictures) -> list[float]:
     return np.where(belief.prefers(pairs) > 0.5, truth, 1 - truth).tolist()
 
 
-def summary(tally: Tally, users: Sequence[User], offers: Mapping, of: Pictures | None) -> dict[str, Any]:
+def summary(tally: Tally, users: Sequence[User], offers: Offers, of: Pictures | None) -> dict[str, Any]:
     """Means with intervals."""
     names = {name: [one.prompt for one in offered] for name, offered in offers.items()}
     names["all shades"] = [None]

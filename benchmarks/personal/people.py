@@ -82,9 +82,10 @@ def support_sets(user: User, sets: int, each: int = MOST) -> list[list[Said]]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """M pictures of held-out concepts: prompts M, drawn [M] where they are artwork, seen [M,K]; comparisons that were
-    made between them, pairs [P,2]."""
+    """M pictures of held-out concepts: PNG files M, prompts M, drawn [M] where they are artwork, seen [M,K];
+    comparisons that were made between them, pairs [P,2]."""
 
+    files: list[bytes]
     prompts: np.ndarray
     drawn: np.ndarray
     seen: np.ndarray
@@ -99,4 +100,5 @@ def held_out(path: Path = HELD_OUT) -> Pictures:
     art, files = load_artwork(), [png for _, png in place]
     artwork = {image.tobytes() for image in drawings(art, split_concepts(art.concepts)[1])[1]}
     drawn = np.array([opened(png).tobytes() in artwork for png in files])
-    return Pictures(np.array([p for p, _ in place]), drawn, seen(files), np.unique(np.sort(pairs, axis=1), axis=0))
+    asked = np.unique(np.sort(pairs, axis=1), axis=0)
+    return Pictures(files, np.array([prompt for prompt, _ in place]), drawn, seen(files), asked)
