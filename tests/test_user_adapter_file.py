@@ -204,7 +204,8 @@ def break_file(path: Path, change: Callable[[dict, dict], object]) -> None:
         ),
         (lambda t, m: m.pop("family"), "is no user adapter of diffpref: its metadata lack family"),
         (lambda t, m: m.update(format="2"), "is of format 2, and this diffpref reads 1"),
-        (lambda t, m: m.update(width="six"), "is no user adapter: its metadata are not JSON"),
+        (lambda t, m: m.update(width="six"), "is no user adapter of diffpref: its metadata are not JSON"),
+        (lambda t, m: m.update(width='"6"'), "is damaged: its metadata say width 6, sequence False"),
     ],
 )
 def test_a_bad_file_is_refused(change, message, tmp_path):

@@ -189,7 +189,7 @@ def read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         facts = {key: json.loads(value) for key, value in metadata.items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no user adapter: its metadata are not JSON ({error})") from error
+        raise ValueError(f"{path} is no user adapter of diffpref: its metadata are not JSON ({error})") from error
     missing = {"format", "family", "width", "sequence"} - facts.keys()
     if missing:
         raise ValueError(f"{path} is no user adapter of diffpref: its metadata lack {', '.join(sorted(missing))}")
@@ -197,6 +197,8 @@ def read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise ValueError(
             f"{path} is of format {facts['format']}, and this diffpref reads {FORMAT}: install a later one"
         )
+    if type(facts["width"]) is not int or type(facts["sequence"]) is not bool:
+        raise ValueError(f"{path} is damaged: its metadata say width {facts['width']}, sequence {facts['sequence']}")
     return facts
 
 
@@ -209,20 +211,20 @@ def load_into(denoiser: nn.Module, state: State, facts: dict[str, Any]) -> None:
     if facts["family"] != family:
         raise ValueError(f"this user adapter is for a {facts['family']}, and the pipeline has a {family}")
     check_shape(denoiser, facts["width"], facts["sequence"])
-    blank = layout.start(denoiser, facts["width"], facts["sequence"], torch.Generator())
+    room = layout.shapes(denoiser, facts["width"], facts["sequence"])
     for part in PARTS:
-        refuse_other_shapes(part, blank[part], state[part])
+        refuse_other_shapes(part, room[part], state[part])
     layout.install(denoiser, state, next(denoiser.parameters()).dtype)
     for parameter in layout.parameters(denoiser).values():
         parameter.requires_grad_(False)
 
 
-def refuse_other_shapes(part: str, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+def refuse_other_shapes(part: str, room: dict[str, tuple[int, ...]], given: dict[str, Tensor]) -> None:
     """Raise ValueError, naming the first difference."""
-    for key in sorted(expected.keys() | given.keys()):
-        shapes = [tuple(values[key].shape) if key in values else None for values in (expected, given)]
-        if shapes[0] != shapes[1]:
+    for key in sorted(room.keys() | given.keys()):
+        shape = tuple(given[key].shape) if key in given else None
+        if shape != room.get(key):
             raise ValueError(
-                f"this user adapter is for a model of other sizes: {part}.{key} is {shapes[1] or 'absent'},"
-                f" and the model has room for {shapes[0] or 'none'}"
+                f"this user adapter is for a model of other sizes: {part}.{key} is {shape or 'absent'},"
+                f" and the model has room for {room.get(key, 'none')}"
             )

@@ -90,15 +90,22 @@ class UserFormat(ABC):
     def projection(self, denoiser: Any) -> nn.Module:
         """What makes tokens of users, in a denoiser that has an adapter."""
 
+    def shapes(self, denoiser: nn.Module, width: int, sequence: bool) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shapes of an adapter's state."""
+        attention: dict[str, tuple[int, ...]] = {}
+        for number, layer in self.layers(denoiser).items():
+            size, token = len(base_weight(layer.to_k)), self.token(denoiser)
+            attention |= {f"{number}.{kind}.weight": (size, token) for kind in KINDS}
+            attention |= {f"{number}.{kind}.bias": (size,) for kind in KINDS if self.offsets}
+        projection = PROJECTIONS[sequence](width, self.token(denoiser), torch.Generator())
+        return {"image_proj": {key: tuple(value.shape) for key, value in projection.items()}, "ip_adapter": attention}
+
     def start(self, denoiser: nn.Module, width: int, sequence: bool, g: torch.Generator) -> State:
         """The state in which an adapter changes nothing: W_v' = 0."""
-        attention: dict[str, Tensor] = {}
+        shapes = self.shapes(denoiser, width, sequence)["ip_adapter"]
+        attention = {key: torch.zeros(shape) for key, shape in shapes.items()}
         for number, layer in self.layers(denoiser).items():
-            weight = self.keys(denoiser, layer).detach().float().cpu()
-            attention[f"{number}.to_k_ip.weight"] = weight.clone()
-            attention[f"{number}.to_v_ip.weight"] = torch.zeros_like(weight)
-            if self.offsets:
-                attention |= {f"{number}.{kind}.bias": torch.zeros(len(weight)) for kind in KINDS}
+            attention[f"{number}.to_k_ip.weight"] = self.keys(denoiser, layer).detach().float().cpu().clone()
         return {"image_proj": PROJECTIONS[sequence](width, self.token(denoiser), g), "ip_adapter": attention}
 
     def install(self, denoiser: nn.Module, state: State, dtype: torch.dtype) -> None:
