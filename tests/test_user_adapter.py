@@ -113,13 +113,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(case):
         assert plain.any()
 
 
-def test_masters_are_fp32_on_a_half_precision_base(case):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_masters_are_fp32_on_a_half_precision_base(case, autocast):
     case.denoiser.to(torch.bfloat16)
     case.conditioning = {key: value.bfloat16() for key, value in case.conditioning.items()}
     case.x_t, one = case.x_t.bfloat16(), slice(0, 1)  # FLUX's processors round batches of bf16 each in its own way
 
     def predict(users: Tensor | None = None) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):  # each time anew: it keeps casts of weights that have since moved
+        users = users if users is None else users.bfloat16()  # as the conditioning comes
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=autocast
+        ):  # each time anew: it keeps casts of weights that have since moved
             return case.predict(users, one)
 
     base = predict()

@@ -126,6 +126,29 @@ def test_stock_diffusers_alone_draws_the_same_pictures(tmp_path):
             assert np.abs(stock[one] - stock[other]).max() > 1e-3, (name, one, other)
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_two_users_mix_as_two_scaled_adapters(name, tmp_path):
+    """The stock pipeline holds the file twice, and gives each its user and its scale."""
+    case = Case(*CASES[name]).add().train()
+    save_user_adapter(case.denoiser, tmp_path, {})
+    pipe = case.make()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter([str(tmp_path)] * 2, subfolder=[""] * 2, weight_name=[FILE] * 2, image_encoder_folder=None)
+    a, b = (torch.cat([torch.zeros_like(user), user]) for user in case.users[:2, None])
+
+    def mixed(*scales: float) -> np.ndarray:
+        pipe.set_ip_adapter_scale(list(scales))
+        g = torch.Generator().manual_seed(0)
+        return pipe("a cat", ip_adapter_image_embeds=[a, b], num_inference_steps=2, guidance_scale=2.0, generator=g,
+                    height=IMAGE_SIZE, width=IMAGE_SIZE, output_type="np").images  # fmt: skip
+
+    alone = [draw(case, user) for user in case.users[:2, None]]
+    np.testing.assert_array_equal(mixed(1.0, 0.0), alone[0])
+    np.testing.assert_array_equal(mixed(0.0, 1.0), alone[1])
+    half, apart = mixed(0.5, 0.5), np.abs(alone[0] - alone[1]).mean()
+    assert all(1e-4 < np.abs(half - one).mean() < apart for one in alone)
+
+
 @pytest.mark.parametrize("case", ["sd3", "sd3-sequence"], indirect=True)
 def test_the_stock_sd3_pipeline_draws_with_ours(case, tmp_path):
     drawn = prepare(tmp_path, case)

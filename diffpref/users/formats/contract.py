@@ -9,6 +9,7 @@ holds as long as every bias in the file is zero, and so none of them trains.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ class UserFormat(ABC):
     def install(self, denoiser: nn.Module, state: State, dtype: torch.dtype) -> None:
         """Give the denoiser an adapter with this state, in place of the one it may have. Nothing else of it changes:
         the loaders of diffusers cast all to one dtype, and with it the fp32 masters of a LoRA that trains beside."""
-        place, attention = {"device": next(denoiser.parameters()).device, "dtype": dtype}, state["ip_adapter"]
+        first, attention = next(denoiser.parameters()), state["ip_adapter"]
+        place, base = {"device": first.device, "dtype": dtype}, first.dtype
         with torch.random.fork_rng(devices=[]):  # modules draw weights before they are given theirs
             for number, layer in self.layers(denoiser).items():
                 processor = self.processor(*attention[f"{number}.to_k_ip.weight"].shape)
@@ -120,6 +122,15 @@ class UserFormat(ABC):
                 processor.load_state_dict({ours: attention[theirs] for ours, theirs in named.items()})
                 layer.set_processor(processor.to(**place))
             self.attach(denoiser, make_projection(state["image_proj"]).to(**place))
+        if dtype != base:
+            self.join(denoiser, base)
+
+    def join(self, denoiser: nn.Module, base: torch.dtype) -> None:
+        """Let masters of one dtype work in a base of another one also where no autocast is on, as peft's do."""
+        for processor in self.processors(denoiser).values():
+            for kind in KINDS:
+                getattr(processor, kind)[0].register_forward_hook(partial(give, dtype=base))
+        self.projection(denoiser).register_forward_pre_hook(take)
 
     def processors(self, denoiser: nn.Module) -> dict[str, Any]:
         """The processors that hold an adapter, by the number of their layer; none where there is no adapter."""
@@ -141,6 +152,16 @@ class UserFormat(ABC):
         """The adapter's parameters by their names in the file."""
         found = self.modules(denoiser).items()
         return {f"{name}.{end}": p for name, module in found for end, p in module.named_parameters()}
+
+
+def give(module: nn.Module, given: Any, output: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a module makes, in another dtype."""
+    return output.to(dtype)
+
+
+def take(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a module is given, in its own dtype."""
+    return tuple(x.to(next(module.parameters()).dtype) for x in given)
 
 
 def base_weight(layer: Any) -> Tensor:

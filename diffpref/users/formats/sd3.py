@@ -52,7 +52,7 @@ class UserAttention(JointAttnProcessor2_0, nn.Module):
         norm_key = getattr(attn, "norm_added_k", None) or attn.norm_k
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if norm_key is None else norm_key(key)
-        return scaled_dot_product_attention(query, key.to(query.dtype), value).transpose(1, 2).flatten(2)
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class UserTokens(MultiIPAdapterImageProjection):
