@@ -49,6 +49,7 @@ class Structure:
         return Structure(*(None if value is None else value.to(device) for value in vars(self).values()))
 
 
+USERS = "users/"  # what is known of users, among the conditioning: not for the denoiser as it stands
 Conditioning = dict[str, Tensor]  # whatever a family's denoiser takes beside x_t and t; each [N, ...]
 
 
@@ -58,8 +59,9 @@ class PreferenceBatch:
     them (from the cache); picture [N], which of them each item shows (items of one picture differ in the prompt); size
     (H, W) of the training pictures; original_size [N,2] (height, width) and crop_top_left [N,2] in pixels; keys, one
     int per group that identifies its random draws; how the items belong together in `structure`; conditioning [N,...],
-    what the text encoders made of the prompts, when it comes from the cache; faults, a line for each row that could
-    not be used and was replaced."""
+    what the text encoders made of the prompts, when it comes from the cache; users, what is known of each group's user
+    by name, each [G,...], None where nobody is asked; faults, a line for each row that could not be used and was
+    replaced."""
 
     prompts: list[str]
     size: tuple[int, int]
@@ -71,6 +73,7 @@ class PreferenceBatch:
     images: Tensor | None = None
     moments: Tensor | None = None
     conditioning: Conditioning | None = None
+    users: dict[str, Tensor] | None = None
     faults: tuple[str, ...] = ()
 
     def pin_memory(self) -> "PreferenceBatch":

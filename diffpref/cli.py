@@ -26,6 +26,7 @@ COMMANDS = {
     "sample": Command("sample", "draw pictures with several pipelines, to be ranked"),
     "score": Command("score", "score pictures with preference models"),
     "rank": Command("rank", "make preferences out of scores"),
+    "user": Command("user", "read a taste from a few choices: user embed, mix, describe, train"),
     "scorer": Command("scorer", "train a preference model, or measure one: scorer train, scorer eval"),
 }
 

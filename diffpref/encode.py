@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diffpref.batch import Conditioning, Encoded, PreferenceBatch
+from diffpref.batch import USERS, Conditioning, Encoded, PreferenceBatch
 from diffpref.families import family_of
 from diffpref.noise import generator
 
@@ -93,10 +93,15 @@ class Encoder:
             structure = replace(structure, features=prompt_features(conditioning))
         return Encoded(
             self.encode_images(batch)[batch.picture.to(self.device)],
-            self.family.describe(batch, conditioning),
+            self.family.describe(batch, conditioning) | self.users(batch),
             batch.keys,
             structure,
         )
+
+    def users(self, batch: PreferenceBatch) -> Conditioning:
+        """What is known of the user of each item, under names of its own."""
+        group, known = batch.structure.group.to(self.device), batch.users or {}
+        return {USERS + name: value.to(self.device, non_blocking=True)[group] for name, value in known.items()}
 
     def encode_images(self, batch: PreferenceBatch) -> Tensor:
         """latents [M,C,h,w] = (z − shift)·scale, z drawn from the VAE's posterior; fp32. Items of one picture have one

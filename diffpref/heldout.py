@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffpref.batch import Encoded, PreferenceBatch
 from diffpref.config import Config, DataConfig
-from diffpref.data import PreferenceGroups, check, collate, kind_of, load_preferences, pair_sizes
+from diffpref.data import Asked, PreferenceGroups, check, collate, kind_of, load_preferences, pair_sizes
 from diffpref.gradient_cache import join_structures
 from diffpref.learner import Learner
 from diffpref.winrate import WinRate, win_rate
@@ -191,7 +191,9 @@ def held_out_rows(data: DataConfig) -> HeldOutRows | None:
     return HeldOutRows(shown, checked.rows, checked.sizes)
 
 
-def held_out_batches(held: HeldOutRows, resolution: int, multiple: int, batch_size: int) -> list[PreferenceBatch]:
+def held_out_batches(
+    held: HeldOutRows, resolution: int, multiple: int, batch_size: int, asked: Asked | None = None
+) -> list[PreferenceBatch]:
     """The rows whole and undropped, cut as the training's are.
 
     Args:
@@ -199,9 +201,10 @@ def held_out_batches(held: HeldOutRows, resolution: int, multiple: int, batch_si
         resolution: The pipeline's own picture side.
         multiple: What sides must be multiples of.
         batch_size: Groups of a batch; of one size each.
+        asked: Whose they are.
     """
     kind, sizes = kind_of(held.rows.column_names, held.data), pair_sizes(held.data, resolution, multiple, held.sizes)
-    groups = PreferenceGroups(held.rows, kind, held.data, sizes, seed=0)
+    groups = PreferenceGroups(held.rows, kind, held.data, sizes, seed=0, asked=asked)
     count = batch_size if isinstance(sizes, tuple) else 1
     keys = range(len(groups))
     return [collate([groups[key, key] for key in keys[first : first + count]]) for first in keys[::count]]

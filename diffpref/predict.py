@@ -2,30 +2,42 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from diffpref.batch import Conditioning
+from diffpref.batch import USERS, Conditioning
 from diffpref.families import Family
+from diffpref.users.adapter import has_user_adapter, user_adapter_off
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]  # a context in which the yielded module is the reference
 
 
 def adapter_off(denoiser: nn.Module) -> Reference:
-    """The policy itself with its adapter off: no second copy in memory. Right while the base weights are frozen."""
+    """The policy itself with its adapters off, a LoRA and one of users: no second copy in memory. Right while the base
+    weights are frozen. It knows no users, whoever it is asked for."""
 
     @contextmanager
     def reference() -> Iterator[nn.Module]:
-        denoiser.disable_adapters()
-        try:
+        with lora_off(denoiser), user_adapter_off(denoiser) if has_user_adapter(denoiser) else nullcontext():
             yield denoiser
-        finally:  # also after an exception: a policy left without its adapter would go on training nothing
-            denoiser.enable_adapters()
 
     return reference
+
+
+@contextmanager
+def lora_off(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser without its LoRA, if it has one."""
+    if not getattr(denoiser, "peft_config", None):
+        yield
+        return
+    denoiser.disable_adapters()
+    try:
+        yield
+    finally:  # also after an exception: a policy left without its adapter would go on training nothing
+        denoiser.enable_adapters()
 
 
 def frozen_copy(denoiser: nn.Module) -> Reference:
@@ -47,7 +59,8 @@ class Models:
     """Policy and reference, called alike: (x_t [N,C,h,w], t [N], conditioning) -> prediction [N,C,h,w].
 
     family: Of the pipeline.  denoiser: The policy, as the engine prepared it.  base: The reference; None where nothing
-    asks for one.  dtype: Of the denoiser's inputs.  autocast: The engine's context.
+    asks for one.  dtype: Of the denoiser's inputs.  autocast: The engine's context.  users: Makes users of what is
+    known of them; None where nobody is asked.
     """
 
     family: Family
@@ -55,6 +68,7 @@ class Models:
     base: Reference | None
     dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager]
+    users: nn.Module | None = None
 
     def policy(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """With graph, unless the caller forbids one."""
@@ -70,5 +84,9 @@ class Models:
 
     def denoise(self, model: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Every input in the denoiser's own precision."""
-        c = {key: value.to(self.dtype) for key, value in conditioning.items()}
+        known = {k.removeprefix(USERS): v for k, v in conditioning.items() if k.startswith(USERS)}
+        c = {k: v for k, v in conditioning.items() if not k.startswith(USERS)}
+        if self.users is not None:
+            c["user"] = self.users(known)
+        c = {key: value.to(self.dtype) for key, value in c.items()}
         return self.family.denoise(model, x_t.to(self.dtype), t, c)

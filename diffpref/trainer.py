@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from diffusers import DiffusionPipeline
 
 from diffpref import engines
 from diffpref.adapters import add_lora, save_lora, save_pipeline
 from diffpref.cache import DiskCache, open_cache
+from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers
 from diffpref.config import Config, to_dict
 from diffpref.data import check, check_data_options, load_preferences, pair_sizes, training_loader
@@ -27,6 +27,7 @@ from diffpref.objectives import OBJECTIVES
 from diffpref.predict import REFERENCES, Models
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.stability import DriftAlarm
+from diffpref.users.training import Draws, Personal
 from diffpref.verdict import Verdict, read_prompts
 
 
@@ -43,6 +44,7 @@ class Trainer:
         self.accelerator = engines.make_accelerator(config)
         self.main, self.rank = self.accelerator.is_main_process, self.accelerator.process_index
         self.world = self.accelerator.num_processes
+        self.patience = engines.Patience(self.accelerator)
         runs_twice(config, self.accelerator)  # raises what would else be said after the model is loaded
         check_gradient_noise(config, self.accelerator)
         self.rows = load_preferences(config.data)
@@ -68,6 +70,8 @@ class Trainer:
         self.encoder = Encoder(self.pipe, self.train.seed, features=features)
         self.cache: DiskCache | None = None
         self.dropped: dict[str, int] = {}
+        asked = self.config.users.source != "none"
+        self.personal = Personal(self.config, self.checked.rows, self.team()) if asked else None
         self.denoiser = getattr(self.pipe, self.family.denoiser)
         self.dtype = self.prepare_weights()
         self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if compares(self.config) else None
@@ -77,9 +81,14 @@ class Trainer:
         """Make the weights that train, in fp32; returns the precision of the denoiser's inputs."""
         if self.config.model.tuning == "lora":
             add_lora(self.denoiser, self.family, self.config.lora, self.train.seed)
-            return getattr(torch, self.config.model.dtype)
-        self.denoiser.float().requires_grad_(True)
-        return torch.float32
+        elif self.config.model.tuning == "full":
+            self.denoiser.float().requires_grad_(True)
+            return torch.float32
+        else:
+            self.denoiser.requires_grad_(False)
+        if self.personal:
+            self.personal.install(self.denoiser)
+        return getattr(torch, self.config.model.dtype)
 
     def prepare_training(self) -> None:
         """The loop, and what stands between its batches and its gradients."""
@@ -88,7 +97,8 @@ class Trainer:
         alarm = DriftAlarm(self.train.drift_alarm, self.train.on_drift == "stop")
         journal = Journal(self.config, self.accelerator, alarm)
         self.loop = Loop(self.config, self.accelerator, self.denoiser, journal, self.export)
-        models = Models(self.family, self.loop.policy, self.reference, self.dtype, self.accelerator.autocast)
+        users = self.personal.module if self.personal else None
+        models = Models(self.family, self.loop.policy, self.reference, self.dtype, self.accelerator.autocast, users)
         self.learner = Learner(
             self.accelerator, models, self.encoder, self.parameterization, self.config, self.loop.groups_per_step()
         )
@@ -99,7 +109,8 @@ class Trainer:
         if self.held_out_rows is None:
             return None
         place = (self.native_resolution(), self.multiple(), self.train.train_batch_size)
-        batches = held_out_batches(self.held_out_rows, *place)
+        asked = self.personal and self.personal.held_out(self.held_out_rows.rows, self.config)
+        batches = held_out_batches(self.held_out_rows, *place, asked)
         return HeldOut(self.learner, batches, self.config.data.validation_draws, self.train.gradient_noise_draws)
 
     def native_resolution(self) -> int:
@@ -110,13 +121,16 @@ class Trainer:
         """What the sides of a picture must be multiples of: the VAE's factor, times the patch of a transformer."""
         return self.family.patch(self.denoiser) * self.pipe.vae_scale_factor
 
+    def team(self) -> Team:
+        """All processes."""
+        return Team(self.rank, self.world, self.patience.wait, engines.gather)
+
     def fill_cache(self) -> None:
         """Encode what is not on disk yet, then let encoders go that are no longer needed."""
         settings = self.config.cache
         if not (settings.latents or settings.text):
             return
-        everyone = {"rank": self.rank, "world": self.world, "wait": self.loop.patience.wait, "gather": engines.gather}
-        self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **everyone)
+        self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **vars(self.team()))
         release_encoders(self.pipe, settings.latents, settings.text)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -135,6 +149,7 @@ class Trainer:
             world=self.world,
             seed=self.train.seed,
             cache=self.cache,
+            asked=self.personal and self.personal.asked(),
             state=position,
         )
 
@@ -160,16 +175,15 @@ class Trainer:
     # --- the whole --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def drawing(self) -> Iterator[DiffusionPipeline]:
+    def drawing(self) -> Iterator[Draws]:
         """The pipeline with the policy as it is now, averaged if so configured, and encoders, loaded again if a cache
         has let them go."""
         with self.loop.average.applied():
-            if self.cache is None:
-                yield self.pipe
-            else:
-                yield load_pipeline(self.config.model, **{self.family.denoiser: self.denoiser}).to(
-                    self.accelerator.device
-                )
+            pipe = self.pipe
+            if self.cache is not None:
+                kept = {self.family.denoiser: self.denoiser}
+                pipe = load_pipeline(self.config.model, **kept).to(self.accelerator.device)
+            yield self.personal.drawing(pipe) if self.personal else pipe
 
     def run(self) -> dict:
         """Pictures of the base, training, pictures of the policy, verdict; returns the report."""
@@ -203,9 +217,11 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """The adapter as stock diffusers loads it, averaged if so configured. Full weights are only exported at the
         end."""
-        if self.config.model.tuning == "lora":
-            with self.loop.average.applied():
+        with self.loop.average.applied():
+            if self.config.model.tuning == "lora":
                 save_lora(self.pipe, self.denoiser, folder, self.main)
+            if self.personal:
+                self.personal.export(self.denoiser, folder, self.main)
 
     def save(self) -> None:
         """The result, in a format that stock diffusers loads: a LoRA file, or a whole pipeline. Raises

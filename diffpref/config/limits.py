@@ -131,6 +131,10 @@ CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
         "model.tuning user_adapter needs to know whose pairs these are; set users.source",
     ),
     (
+        lambda c: c.sample.user is not None and c.users.source == "none",
+        "sample.user is for runs that are conditioned on users; set users.source, or leave it out",
+    ),
+    (
         lambda c: c.model.tuning == "full" and c.users.source != "none",
         "model.tuning full moves the weights that a user adapter stands on; set it to lora or user_adapter",
     ),

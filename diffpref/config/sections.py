@@ -241,6 +241,7 @@ class SampleConfig:
         guidance_scale: Classifier-free guidance.
         batch_size: Pictures drawn at once.
         seed: First seed.
+        user: Embedding of the user for whom a run with users.source draws (diffpref user embed); nobody when not given.
     """
 
     prompts: list[str] | str = field(default_factory=list)
@@ -251,6 +252,7 @@ class SampleConfig:
     guidance_scale: float = 7.5
     batch_size: int = 16
     seed: int = 0
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ class RunConfig:
         output_dir: Folder of the runs.
         overwrite: Start afresh where a run of this name is already; otherwise that is an error.
         data: The preferences.
+        cache: What encoders make, on disk.
         train: The loop.
     """
 
@@ -285,6 +288,7 @@ class RunConfig:
     output_dir: Path = Path("runs")
     overwrite: bool = False
     data: DataConfig
+    cache: StoreConfig = field(default_factory=StoreConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
 
     @property

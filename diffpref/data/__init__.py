@@ -2,7 +2,7 @@
 
 from diffpref.data.buckets import pair_sizes
 from diffpref.data.checks import Checked, check
-from diffpref.data.groups import Group, GroupCache, PreferenceGroups, collate
+from diffpref.data.groups import Asked, Group, GroupCache, PreferenceGroups, collate
 from diffpref.data.kinds import KINDS, Kind, Said, check_data_options, fields, kind_of
 from diffpref.data.loader import Loader, training_loader
 from diffpref.data.sampler import BucketStream, TrainingStream
@@ -10,6 +10,7 @@ from diffpref.data.source import load_preferences
 
 __all__ = [
     "KINDS",
+    "Asked",
     "BucketStream",
     "Checked",
     "Group",

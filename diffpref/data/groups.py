@@ -18,11 +18,29 @@ from diffpref.config import DataConfig
 from diffpref.data.kinds import PICTURES, Kind, Picture, Said
 from diffpref.data.pictures import open_picture, to_tensor
 from diffpref.data.views import View, cut, draw_view, draws
+from diffpref.noise import generator
 
 Row = int | dict[str, Any]  # a number in the set, or the row itself where a stream has no numbers
 Decode = Callable[[str, Picture, View], dict[str, Any]]
+DROPPED = 6  # which random stream of a group: whether its user is dropped
 NOBODY = ""  # the user of data that name no users; a row that names none where others do has None
 TRIES = 8  # so many rows that cannot be used, one after the other, are no accident
+
+
+class Users(Protocol):
+    """Where users come from; users/sources/contract.py has the contract."""
+
+    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None: ...
+    def absent(self) -> dict[str, Tensor]: ...
+    def says(self, said: Said, values: dict[str, Any], key: int) -> Said: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom a set's groups are trained for: the source of users, and the share of groups that are nobody's."""
+
+    source: Users
+    dropout: float = 0.0
 
 
 class GroupCache(Protocol):
@@ -44,8 +62,8 @@ class GroupCache(Protocol):
 class Group:
     """A row, ready to be collated. key: its position in training.  said: what the row says, after caption dropout.
     size (H, W).  pictures: for each, images [3,H,W] or moments [C',h,w], original (height, width) and corner (top,
-    left).  conditioning: of each item, from the cache.  user: whose row it is.  aspects: data.aspects of the row.
-    faults: a line for each row that this one stands in for."""
+    left).  conditioning: of each item, from the cache.  user: whose row it is.  asked: what is known of
+    that user.  aspects: data.aspects of the row.  faults: a line for each row that this one stands in for."""
 
     key: int
     said: Said
@@ -54,6 +72,7 @@ class Group:
     pictures: list[dict[str, Any]]
     conditioning: list[Conditioning] | None = None
     user: Any = NOBODY
+    asked: dict[str, Tensor] | None = None
     aspects: tuple[float, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -72,6 +91,7 @@ class PreferenceGroups(TorchDataset):
         sizes: (H, W) for all groups, or an array [rows, 2].
         seed: Of the random draws.
         cache: What is encoded already.
+        asked: Whom the groups are trained for; nobody in particular when not given.
         decode: (name, undecoded picture, view) -> images [3,H,W], original (height, width), corner (top, left).
     """
 
@@ -84,8 +104,9 @@ class PreferenceGroups(TorchDataset):
         seed: int,
         cache: GroupCache | None = None,
         decode: Decode | None = None,
+        asked: Asked | None = None,
     ):
-        self.decode = decode or cut_picture
+        self.decode, self.asked = decode or cut_picture, asked
         self.rows, self.kind, self.config, self.sizes, self.seed, self.cache = rows, kind, config, sizes, seed, cache
         # What needs no picture is read here: reading a whole row copies its pictures.
         self.words = rows and rows.remove_columns([name for name in PICTURES if name in rows.column_names])
@@ -135,6 +156,8 @@ class PreferenceGroups(TorchDataset):
         """One group. Raises ValueError, FileNotFoundError or KeyError with the reason when it cannot be used."""
         values = row if isinstance(row, dict) else self.words[row]
         said, size = self.kind.says(values, self.config), self.size(row)
+        if self.asked:
+            said = self.asked.source.says(said, values, key)
         if self.kind.captionless and draws(self.seed, key)[3] < self.config.caption_dropout:
             said = said.without_prompts()
         view = draw_view(row, key, size, self.config, self.seed, self.cache.crops if self.cache else None)
@@ -144,7 +167,17 @@ class PreferenceGroups(TorchDataset):
             pictures = [self.decode(name, picture, view) for name, picture in self.kind.named_pictures(whole).items()]
         weight, words = float(values.get("weight", 1.0)), self.conditioning(said.prompts)
         aspects = tuple(math.nan if values[name] is None else float(values[name]) for name in self.config.aspects)
-        return Group(key, said, weight, size, pictures, words, values.get("user_id", NOBODY), aspects)
+        user = values.get("user_id", NOBODY)
+        return Group(key, said, weight, size, pictures, words, user, self.known(row, key, user), aspects)
+
+    def known(self, row: Row, key: int, user: Any) -> dict[str, Tensor] | None:
+        """What is known of a group's user: present is 0, and the rest of no influence, for nobody."""
+        if self.asked is None:
+            return None
+        dropped = torch.rand(1, generator=generator(self.seed, key, DROPPED)).item() < self.asked.dropout
+        found = None if dropped else self.asked.source.inputs(row, key, user)
+        present = torch.tensor(float(found is not None))
+        return {"present": present} | (self.asked.source.absent() if found is None else found)
 
     def conditioning(self, prompts: list[str]) -> list[Conditioning] | None:
         """What the cache has of each prompt; None where text is not cached."""
@@ -179,9 +212,15 @@ def collate(groups: list[Group]) -> PreferenceBatch:
         keys=[group.key for group in groups],
         structure=structure(groups, prompts),
         picture=torch.tensor(picture),
-        conditioning={name: torch.stack([word[name] for word in words]) for name in words[0]} if words else None,
+        conditioning=stacked(words) if words else None,
+        users=None if groups[0].asked is None else stacked([group.asked or {} for group in groups]),
         faults=tuple(line for group in groups for line in group.faults),
     )
+
+
+def stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of each -> tensors of all."""
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def structure(groups: list[Group], prompts: list[str]) -> Structure:

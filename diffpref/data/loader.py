@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from diffpref.batch import PreferenceBatch
 from diffpref.config import RunConfig
-from diffpref.data.groups import Decode, GroupCache, PreferenceGroups, collate
+from diffpref.data.groups import Asked, Decode, GroupCache, PreferenceGroups, collate
 from diffpref.data.kinds import kind_of
 from diffpref.data.sampler import BucketStream, TrainingStream
 from diffpref.data.streaming import RowStream, StreamSampler
@@ -110,6 +110,7 @@ def training_loader(
     seed: int,
     cache: GroupCache | None = None,
     decode: Decode | None = None,
+    asked: Asked | None = None,
     state: dict[str, Any] | None = None,
 ) -> Loader:
     """The batches of one process from optimiser step `start` to the last.
@@ -123,12 +124,13 @@ def training_loader(
         world: Processes.
         seed: Of the order and the augmentation.
         cache: What is encoded already.
+        asked: Whom the groups are trained for.
         decode: Makes tensors of pictures in another way than by cutting them to `sizes`.
         state: What `Loader.state_dict` gave at step `start`. A stream without it is read from the beginning.
     """
     train, streamed = config.train, isinstance(rows, IterableDataset)
     kind = kind_of(rows.column_names, config.data)
-    groups = PreferenceGroups(None if streamed else rows, kind, config.data, sizes, seed, cache, decode)
+    groups = PreferenceGroups(None if streamed else rows, kind, config.data, sizes, seed, cache, decode, asked)
     split = (train.train_batch_size, train.gradient_accumulation_steps, range(start, train.max_train_steps))
     place = {"rank": rank, "world": world}
     if streamed:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from diffpref.config import RUN_CONTRADICTIONS, RUN_LIMITS, DataConfig, RunConfig, StoreConfig, check
+from diffpref.config import RUN_CONTRADICTIONS, RUN_LIMITS, DataConfig, RunConfig, check
 from diffpref.config.command_line import load
 from diffpref.config.limits import NOT_NEGATIVE, Contradictions, Limits
 from diffpref.scorer.heads.config import LIMITS as HEAD_LIMITS
@@ -53,7 +53,6 @@ class ScorerConfig(RunConfig):
         loss: What it is trained with.
         contrast_weight: What the contrast of each winner's prompt with the other prompts of the batch counts beside the
             loss: it keeps the scorer reading its prompts.
-        cache: Embeddings on disk, of towers that do not train.
         validation: Held-out preferences; data.validation names them.
     """
 
@@ -61,7 +60,6 @@ class ScorerConfig(RunConfig):
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     contrast_weight: float = 0.0
-    cache: StoreConfig = field(default_factory=StoreConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 

@@ -20,9 +20,9 @@ from diffpref.cache.make import Report
 from diffpref.cache.room import Lock
 from diffpref.cache.store import Entry, Store
 from diffpref.cache.team import Team
+from diffpref.config import RunConfig
 from diffpref.data.kinds import PROMPTS, Kind, Picture, kind_of
 from diffpref.data.views import View
-from diffpref.scorer.config import ScorerConfig
 from diffpref.scorer.inputs import open_any
 from diffpref.scorer.towers import Towers
 
@@ -51,8 +51,8 @@ def towers_fingerprint(towers: Towers) -> str:
     for name, tensor in sorted(towers.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(raw(tensor))
-    facts = (towers.model_cfg, towers.preprocess_cfg, towers.pixels, towers.tokens, str(towers.dtype))
-    return fingerprint(*map(partial(json.dumps, sort_keys=True, default=str), facts), digest.hexdigest())
+    facts = map(partial(json.dumps, sort_keys=True, default=str), towers.facts())
+    return fingerprint(*facts, digest.hexdigest())
 
 
 def feature_key(digest: bytes, mirrored: bool) -> str:
@@ -83,12 +83,12 @@ class Preparing(TorchDataset):
 
 
 class PictureFeatures:
-    """What the image tower makes of every picture. An entry: moments [D], its unit vector, where the trainer of
-    diffusion models has what its VAE makes of one."""
+    """What the image tower makes of every picture. An entry: moments [D], its vector, where the trainer of diffusion
+    models has what its VAE makes of one."""
 
     what = "pictures"
 
-    def __init__(self, rows: Dataset, kind: Kind, config: ScorerConfig, towers: Towers, digests: np.ndarray):
+    def __init__(self, rows: Dataset, kind: Kind, config: RunConfig, towers: Towers, digests: np.ndarray):
         self.rows, self.kind, self.config, self.towers = rows, kind, config, towers
         self.wanted: dict[str, tuple[int, int, bool]] = {}
         for row in np.flatnonzero(digests.any(axis=(1, 2))).tolist():
@@ -163,7 +163,7 @@ class Features(DiskCache):
         return self.prompts.read(prompt_key(prompt))
 
 
-def open_features(rows: Dataset, config: ScorerConfig, towers: Towers, team: Team) -> Features:
+def open_features(rows: Dataset, config: RunConfig, towers: Towers, team: Team) -> Features:
     """Embed what is not on disk yet, all processes together, and open what is. Every process must call this.
 
     Raises ValueError when it would not fit, or for a picture that is none (data.faults raise), OSError when it cannot

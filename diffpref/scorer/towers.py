@@ -83,6 +83,10 @@ class Towers(nn.Module):
         """D, the width of the embeddings."""
         return self.model_cfg["embed_dim"]
 
+    def facts(self) -> tuple:
+        """What embeddings depend on beside weights."""
+        return (self.model_cfg, self.preprocess_cfg, self.pixels, self.tokens, str(self.dtype))
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -6,8 +6,10 @@ module makes the user tokens of that, which the adapter in the denoiser attends 
 
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor, nn
 
+from diffpref.config import RunConfig
 from diffpref.data.kinds import Said
 
 PRESENT = "present"  # [N], beside a source's own inputs: 0 for nobody
@@ -36,6 +38,10 @@ class UserSource:
     def says(self, said: Said, values: dict[str, Any], key: int) -> Said:
         """What a row says when this user is asked; the row's own word, unless users have tastes of their own."""
         return said
+
+    def for_rows(self, rows: Dataset, config: RunConfig) -> "UserSource":
+        """The source for held-out rows; the same, unless it reads a user's other rows."""
+        return self
 
     def module(self) -> nn.Module:
         """Inputs, each [N,...] -> the users [N,1,U], or with `sequence` [N,1,L,U]. What trains of it is fp32."""

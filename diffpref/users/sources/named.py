@@ -28,7 +28,19 @@ def users_of(config: Config, rows: Dataset | IterableDataset) -> list[str]:
     mend = f"{who} needs to know whose rows these are: give {config.data.path} a column {COLUMN}, a name in each row"
     if COLUMN not in rows.column_names:
         raise ValueError(f"{mend}; it has {rows.column_names}")
-    names = {named(values[COLUMN]) for values in read_columns(rows, [COLUMN])} - {None}
-    if not names:
+    if not (names := names_in(rows)):
         raise ValueError(f"{mend}; the column is there, and names nobody")
+    return names
+
+
+def names_in(rows: Dataset) -> list[str]:
+    """The names of all users of rows that may have some, sorted."""
+    if COLUMN not in rows.column_names:
+        return []
+    names = {named(values[COLUMN]) for values in read_columns(rows, [COLUMN])} - {None}
     return sorted(str(name) for name in names)
+
+
+def some(names: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -4,6 +4,7 @@ Nobody's preferences are needed for these, only scores. A model that was tuned s
 PPD's first experiment (Dang et al., 2501.06655: one scorer each) and in DPA (Wang et al. 2024, 2402.18571: directions).
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from diffpref.config import Config, DataConfig
+from diffpref.config import Config, DataConfig, RunConfig
 from diffpref.data.columns import read_columns
 from diffpref.data.kinds import Kind, Said, beaten, kind_of, pair, ranked
 from diffpref.data.votes import GIVEN
@@ -55,11 +56,7 @@ class RewardUsers(UserSource):
         """
         if isinstance(rows, IterableDataset):
             raise ValueError("users.source rewards measures all scores before training; set data.streaming to false")
-        if GIVEN not in rows.column_names or "rejected_prompt" in rows.column_names:
-            raise ValueError(
-                "users.source rewards needs pairs or lists of pictures under one prompt, each picture with a number of"
-                f" every one of data.scorers; {config.data.path} is read as {rows.column_names}"
-            )
+        check_columns(rows, config.data.path)
         kind = kind_of(rows.column_names, config.data)
         return cls(kind, config.data, *measured(rows, config.data), config.users.weights, config.train.seed)
 
@@ -70,6 +67,13 @@ class RewardUsers(UserSource):
     def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor]:
         """The weights are the user."""
         return {"user": self.direction(key)}
+
+    def for_rows(self, rows: Dataset, config: RunConfig) -> "RewardUsers":
+        """The same users; what a standard deviation is, the training rows have said."""
+        check_columns(rows, str(config.data.validation))
+        other = copy.copy(self)
+        other.kind = kind_of(rows.column_names, config.data)
+        return other
 
     def absent(self) -> dict[str, Tensor]:
         """Zeros."""
@@ -89,6 +93,15 @@ class RewardUsers(UserSource):
     def module(self) -> nn.Module:
         """Nothing in it trains."""
         return Directions(self.data.scorers)
+
+
+def check_columns(rows: Dataset, path: str) -> None:
+    """Raise ValueError for rows without a number of each scorer for each picture, or with two prompts."""
+    if GIVEN not in rows.column_names or "rejected_prompt" in rows.column_names:
+        raise ValueError(
+            "users.source rewards needs pairs or lists of pictures under one prompt, each picture with a number of"
+            f" every one of data.scorers; {path} is read as {rows.column_names}"
+        )
 
 
 def as_pair(values: dict[str, Any], scores: tuple[float, ...], data: DataConfig) -> Said:

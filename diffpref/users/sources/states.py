@@ -6,10 +6,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from diffpref.config import Config
+from diffpref.config import Config, RunConfig
 from diffpref.data.columns import read_columns
 from diffpref.users.sources.contract import PRESENT, UserSource
-from diffpref.users.sources.named import COLUMN, named, users_of
+from diffpref.users.sources.named import COLUMN, named, some, users_of
 from diffpref.users.vlm.pairs import row_digest
 from diffpref.users.vlm.states import States, read_states
 
@@ -30,10 +30,8 @@ class StateUsers(UserSource):
         the file has none of them. Users that it lacks are named, and trained as nobody."""
         users, states = users_of(config, rows), read_states(str(config.users.path))
         lacking = [user for user in users if user not in states]
-        first = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
-        missing = (
-            f"{states.path} has no states of {len(lacking)} of the {len(users)} users of {config.data.path} ({first})"
-        )
+        whom = f"{len(lacking)} of the {len(users)} users of {config.data.path} ({some(lacking)})"
+        missing = f"{states.path} lacks {whom}"
         if len(lacking) == len(users):
             raise ValueError(f"users.path: {missing}; make them with diffpref user describe")
         if lacking:
@@ -47,6 +45,10 @@ class StateUsers(UserSource):
             return None
         found = self.states.apart_from(self.shown.get(row, -1), name, key)
         return None if found is None else {"states": found}
+
+    def for_rows(self, rows: Dataset, config: RunConfig) -> "StateUsers":
+        """Of the same file; a user that it lacks is nobody."""
+        return StateUsers(self.states, shown_rows(rows, self.states))
 
     def absent(self) -> dict[str, Tensor]:
         """Zeros [L,U]."""
@@ -73,7 +75,7 @@ class AsTheyAre(nn.Module):
 def shown_rows(rows: Dataset, states: States) -> dict[int, int]:
     """Row of this set -> row of the data that the states were made of, for every pair that is in both. Pictures are
     read where user and prompt agree."""
-    if "chosen" not in rows.column_names:
+    if not {"chosen", COLUMN} <= set(rows.column_names):
         return {}
     known = {(entry.user, pair.prompt): {} for entry in states.entries for pair in entry.pairs}
     for entry in states.entries:

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffpref.config import Config
+from diffpref.config import Config, RunConfig
 from diffpref.noise import generator
 from diffpref.scorer.weights import damage_named, refuse_no_numbers
 from diffpref.synpic.files import written_whole
 from diffpref.users.embedding import UserEmbedding
 from diffpref.users.sources.contract import PRESENT, UserSource
-from diffpref.users.sources.named import named, users_of
+from diffpref.users.sources.named import named, names_in, some, users_of
 
 FILE, FORMAT, TENSOR = "user_table.safetensors", "1", "users"
 TABLE = 7  # which random stream of a seed: the vectors at the start
@@ -50,10 +50,9 @@ class UserTable(nn.Module):
     def number(self, name: str) -> int:
         """Raises ValueError for a user that is not in the table."""
         if name not in self.names:
-            known = ", ".join(list(self.names)[:3])
             raise ValueError(
-                f"the table of {len(self.names)} users ({known}, …) does not know {name!r}; who was not there in"
-                " training needs another source of users, or diffpref.users.mixture"
+                f"the table of {len(self.names)} users ({some(list(self.names))}) does not know {name!r}; who was not"
+                " there in training needs another source of users, or diffpref.users.mixture"
             )
         return self.names[name]
 
@@ -115,6 +114,15 @@ class TableUsers(UserSource):
     def absent(self) -> dict[str, Tensor]:
         """Any number."""
         return {"user": torch.tensor(0)}
+
+    def for_rows(self, rows: Dataset, config: RunConfig) -> "TableUsers":
+        """The same. Raises ValueError for rows of users that the training rows did not name."""
+        if unknown := [name for name in names_in(rows) if name not in self.numbers]:
+            raise ValueError(
+                f"data.validation: {len(unknown)} of its users ({some(unknown)}) are none of the {len(self.names)} of"
+                " data.path, whom alone users.source table learns; leave their rows out, or set users.source to encoder"
+            )
+        return self
 
     def module(self) -> UserTable:
         """The table, as it starts; the same in every process."""

@@ -1,0 +1,92 @@
+"""The choices of many people as features, by person."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm import tqdm
+
+from diffpref.scorer.features import Features, view_of
+from diffpref.scorer.towers import Towers
+
+
+class Choices:
+    """Whose choice each row is, on which prompt, and what it looks like: each picture and prompt once, in memory.
+
+    table: [M,D], of all pictures and prompts.  index [R,3]: where in it prompt, chosen and rejected picture of a row
+    are, -1 for a row that cannot be used.  of: rows of each user.
+
+    Args:
+        rows: Pairs, with user_id.
+        features: Of their pictures and prompts (`open_features`).
+        towers: Whose features these are.
+
+    Raises ValueError for rows that name no users, or are no pairs.
+    """
+
+    def __init__(self, rows: Dataset, features: Features, towers: Towers):
+        check_columns(rows.column_names)
+        self.prompts: list[str] = rows["prompt"][:]
+        self.user: list[Any] = [None if user is None else str(user) for user in rows["user_id"][:]]
+        self.table, self.index = tabulate(self.prompts, features, towers)
+        people: dict[str, list[int]] = {}
+        for row in np.flatnonzero(self.index[:, 0] >= 0).tolist():
+            if self.user[row] is not None:
+                people.setdefault(self.user[row], []).append(row)
+        self.of = {user: np.array(rows) for user, rows in sorted(people.items())}
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(self.prompts))}
+        self.topic = np.array([numbers[prompt] for prompt in self.prompts])
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.table.shape[1]
+
+    def elsewhere(self, user: str, row: int) -> np.ndarray:
+        """The user's rows on other prompts than a row's: neither it nor one that shares a picture is among them."""
+        mine = self.of.get(user, np.array([], dtype=int))
+        return mine[self.topic[mine] != self.topic[row]]
+
+    def look(self, rows: Any) -> Tensor:
+        """Rows [...] -> features of prompt, chosen and rejected picture, [...,3,D]."""
+        return self.table[torch.from_numpy(self.index[np.asarray(rows, dtype=int)])]
+
+    def padded(self, sets: Sequence[np.ndarray], size: int) -> tuple[Tensor, Tensor]:
+        """G sets of rows -> (support [G,size,3,D], mask [G,size]): zeros and False where there are fewer."""
+        rows, mask = np.zeros((len(sets), size), dtype=int), np.zeros((len(sets), size), dtype=bool)
+        for place, some in enumerate(sets):
+            rows[place, : len(some)], mask[place, : len(some)] = some, True
+        there = torch.from_numpy(mask)
+        return self.look(rows) * there[..., None, None], there
+
+
+def check_columns(names: list[str]) -> None:
+    """Raise ValueError for rows that name no users, or are no pairs."""
+    if "user_id" not in names:
+        raise ValueError(
+            f"data.path: there is no column user_id (columns {names}), and whose choices these are must be known;"
+            " add it, or set users.source to none"
+        )
+    if not {"chosen", "rejected"} <= set(names):
+        raise ValueError(f"data.path: an encoder of users reads pairs (chosen, rejected), not rows with {names}")
+
+
+def tabulate(prompts: list[str], features: Features, towers: Towers) -> tuple[Tensor, np.ndarray]:
+    """Features of all rows -> each once, and where a row's three are."""
+    view, place, found = view_of(towers), {}, []
+    index = np.full((len(prompts), 3), -1)
+    for row in tqdm(range(len(prompts)), "reading features", unit="choice", disable=len(prompts) < 10_000):
+        if row in features.faults:
+            continue
+        names = [prompts[row], *(digest.tobytes() for digest in features.digests[row] if digest.any())]
+        if any(name not in place for name in names):
+            pictures = [picture["moments"] for picture in features.latents(row, view)]
+            for name, values in zip(names, [features.conditioning(prompts[row])["text"], *pictures], strict=True):
+                if name not in place:
+                    place[name] = len(found)
+                    found.append(values)
+        index[row] = [place[name] for name in names]
+    return torch.stack(found) if found else torch.zeros(0, towers.width), index

@@ -1,0 +1,95 @@
+"""Users by few of their other pairs, which an encoder reads: drawn anew for every group, so that the adapter learns to
+use whatever pairs it is shown, and none by heart."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+
+from diffpref.cache.team import Team
+from diffpref.config import Config, RunConfig
+from diffpref.noise import generator
+from diffpref.users.choices import Choices
+from diffpref.users.encoder import UserEncoder
+from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.sources.named import named
+
+SUPPORT = 5  # which random stream of a group: the pairs that the encoder is shown
+
+
+class Reader(nn.Module):
+    """The encoder, frozen, as a source's module."""
+
+    def __init__(self, encoder: UserEncoder):
+        super().__init__()
+        self.encoder, self.id = encoder, encoder.id
+
+    @torch.no_grad()
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """support [N,K,3,D] and mask [N,K] -> [N,1,U]; zeros for nobody."""
+        with torch.autocast(inputs["support"].device.type, enabled=False):
+            found = self.encoder(inputs["support"].float(), inputs["mask"].bool())
+        return (found * inputs[PRESENT][:, None])[:, None]
+
+
+class SupportPairs(UserSource):
+    """Support pairs of a group's user: on other prompts than the group's, so the pair that is trained on is never among
+    them, nor one that shares a picture with it.
+
+    Args:
+        choices: Of all users.
+        encoder: Reads them.
+        sizes: Fewest and most pairs; how many is drawn. Users with fewer show what they have.
+        seed: Of all draws.
+    """
+
+    def __init__(self, choices: Choices, encoder: UserEncoder, sizes: tuple[int, int], seed: int):
+        self.choices, self.encoder, self.sizes, self.seed = choices, encoder, sizes, seed
+        self.width = encoder.width
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"encoder": None}  # the loader's processes draw pairs; the trainer reads them
+
+    @classmethod
+    def build(cls, config: Config, rows: Dataset | IterableDataset, team: Team) -> "SupportPairs":
+        """Features of all pairs, made where they are not on disk yet. Every process must call this.
+
+        Raises FileNotFoundError or ValueError for an encoder that cannot be had, and for rows without users.
+        """
+        from diffpref.users.meta.trainer import open_choices
+
+        assert isinstance(rows, Dataset) and config.users.path is not None  # the configuration's contradictions
+        encoder = UserEncoder.from_pretrained(config.users.path)
+        choices = open_choices(rows, config, encoder.scorer().towers, team)
+        return cls(choices, encoder, config.users.support, config.train.seed)
+
+    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None:
+        """support [K,3,D] and mask [K]."""
+        name = named(user)
+        if name is None or name not in self.choices.of:
+            return None
+        support, mask = self.choices.padded([self.drawn(row, key, name)], self.sizes[1])
+        return {"support": support[0], "mask": mask[0]}
+
+    def drawn(self, row: int, key: int, name: str) -> Any:
+        """The rows of a group's support."""
+        g = generator(self.seed, key, SUPPORT)
+        others = self.choices.elsewhere(name, row)
+        count = int(torch.randint(self.sizes[0], self.sizes[1] + 1, (1,), generator=g))
+        return others[torch.randperm(len(others), generator=g)[:count].numpy()]
+
+    def for_rows(self, rows: Dataset, config: RunConfig) -> "SupportPairs":
+        """Of these rows' users."""
+        from diffpref.users.meta.trainer import open_choices
+
+        choices = open_choices(rows, config, self.encoder.scorer().towers, Team())
+        return SupportPairs(choices, self.encoder, self.sizes, self.seed)
+
+    def absent(self) -> dict[str, Tensor]:
+        """Nobody shows no pairs."""
+        return {"support": torch.zeros(self.sizes[1], 3, self.choices.width), "mask": torch.zeros(self.sizes[1]).bool()}
+
+    def module(self) -> nn.Module:
+        """The encoder."""
+        return Reader(self.encoder)
