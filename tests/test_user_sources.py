@@ -1,63 +1,27 @@
-"""Where users come from while training: a table, states made before, and made-up users who weigh scorers."""
+"""Where users come from while training: a table, states made before, and what all sources have in common."""
 
 import pickle
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import preference_files as files
-import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 from safetensors.torch import save_file
+from source_cases import batch, built, config_of, weighed, write
 
-from diffpref.config import Config, DataConfig, ModelConfig, TrainConfig, UsersConfig
-from diffpref.data import check, load_preferences
-from diffpref.data.kinds import kind_of
+from diffpref.cache.team import Team
+from diffpref.config import Config, DataConfig, UsersConfig
+from diffpref.data import load_preferences
 from diffpref.users.sources import SOURCES
-from diffpref.users.sources.contract import PRESENT, UserSource
-from diffpref.users.sources.rewards import RewardUsers
+from diffpref.users.sources.contract import UserSource
 from diffpref.users.sources.states import StateUsers
 from diffpref.users.sources.table import TableUsers, UserTable
 from diffpref.users.vlm.pairs import row_digest
 from diffpref.users.vlm.states import Entry, Pair, as_embedding, read_states, write_states
 
 USERS = ["ann", "bob", None, "ann", "cy"]
-SCORERS = ["sharp", "warm"]
-
-
-def config_of(path: str, source: str, **settings: Any) -> Config:
-    data = DataConfig(path, **settings.pop("data", {}))
-    users = UsersConfig(source, **settings.pop("users", {}))
-    return Config(name="a", model=ModelConfig(""), data=data, users=users, train=TrainConfig(**settings))
-
-
-def write(path: Path, kind: str = "pairs", **columns: list) -> str:
-    """Sound rows with some more columns."""
-    rows = files.EXAMPLES[kind](len(next(iter(columns.values()))))
-    if kind == "lists":
-        rows = [{name: value for name, value in row.items() if name in ("prompt", "images", "scores")} for row in rows]
-    features = {name: files.FEATURES[name] for name in rows[0]}
-    for name, values in columns.items():
-        features[name] = Value("string") if name == "user_id" else List(Value("float64"))
-        rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]
-    pq.write_table(Dataset.from_list(rows, features=Features(features)).data.table, path)
-    return str(path)
-
-
-def built(config: Config) -> tuple[Any, Dataset]:
-    """The source, and the checked rows it is of."""
-    rows = check(load_preferences(config.data, numbers=config.users.source == "rewards"), config.data).rows
-    return SOURCES[config.users.source](config, rows), rows
-
-
-def batch(source: UserSource, *made: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """What the module takes of groups; None is nobody."""
-    inputs = [source.absent() if one is None else one for one in made]
-    present = torch.tensor([one is not None for one in made]).float()
-    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]} | {PRESENT: present}
 
 
 # --- a table ---------------------------------------------------------------------------------------------------------
@@ -125,6 +89,17 @@ def test_users_that_a_table_does_not_know_are_refused():
         source.module().embedding("eve")
 
 
+def test_held_out_rows_are_of_the_same_users(tmp_path):
+    config = config_of(write(tmp_path / "a.parquet", user_id=USERS), "table")
+    source, rows = built(config)
+    other = load_preferences(DataConfig(write(tmp_path / "b.parquet", user_id=["cy", "dan", "eve", None])))
+    assert source.for_rows(rows, config) is source
+    with pytest.raises(
+        ValueError, match=r"data.validation: 2 of its users \(dan, eve\) are none of the 3 of data.path"
+    ):
+        source.for_rows(other, config)
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="user_table.safetensors"):
         UserTable.load(tmp_path)
@@ -149,7 +124,7 @@ def test_rows_that_name_nobody_are_refused_with_the_mend(tmp_path, source):
         built(config_of(write(tmp_path / "b.parquet", user_id=[None, None]), source))
     config = config_of(write(tmp_path / "c.parquet", user_id=USERS), source, data={"streaming": True})
     with pytest.raises(ValueError, match=f"users.source {source} needs to know all users .* data.streaming to false"):
-        SOURCES[source](config, load_preferences(config.data))
+        SOURCES[source](config, load_preferences(config.data), Team())
 
 
 # --- states made before ----------------------------------------------------------------------------------------------
@@ -181,7 +156,7 @@ def test_states_are_those_of_the_file_and_never_of_the_pair_itself(described, ca
     config, states = described
     source, _ = built(config)
     assert (source.width, source.sequence) == (4, True)
-    assert "has no states of 1 of the 3 users of" in capfd.readouterr().out
+    assert "lacks 1 of the 3 users of" in capfd.readouterr().out
     for key in range(8):
         assert torch.equal(source.inputs(0, key, "ann")["states"], states["ann", 1])
         assert torch.equal(source.inputs(2, key, "ann")["states"], states["ann", 0])
@@ -211,10 +186,20 @@ def test_states_of_other_users_are_refused(described, tmp_path):
     config, _ = described
     path = write(tmp_path / "b.parquet", user_id=["dan", "eve"])
     other = config_of(path, "states", users={"path": config.users.path})
-    with pytest.raises(ValueError, match=r"users.path: .* no states of 2 of the 2 users of .* \(dan, eve\); make them"):
+    with pytest.raises(ValueError, match=r"users.path: .* lacks 2 of the 2 users of .* \(dan, eve\); make them"):
         built(other)
     with pytest.raises(FileNotFoundError, match="diffpref user describe makes one"):
         built(config_of(path, "states", users={"path": str(tmp_path / "none.safetensors")}))
+
+
+def test_held_out_pairs_are_kept_apart_from_the_states_too(described, tmp_path):
+    """The first and the third of other rows are the pairs of ann's two sets."""
+    config, states = described
+    held_out = load_preferences(config.data).select([2, 6, 0, 1])
+    source = built(config)[0].for_rows(held_out, config)
+    assert torch.equal(source.inputs(0, 5, "ann")["states"], states["ann", 0])
+    assert torch.equal(source.inputs(2, 5, "ann")["states"], states["ann", 1])
+    assert source.inputs(1, 5, "cy") is None
 
 
 def test_states_of_lists_have_no_pair_to_keep_apart(described, tmp_path):
@@ -222,128 +207,6 @@ def test_states_of_lists_have_no_pair_to_keep_apart(described, tmp_path):
     lists = write(tmp_path / "l.parquet", "lists", user_id=["bob", "bob", "ann"])
     source, _ = built(config_of(lists, "states", users={"path": config.users.path}))
     assert torch.equal(source.inputs(0, 0, "bob")["states"], states["bob", 0])
-
-
-# --- users who weigh scorers -----------------------------------------------------------------------------------------
-
-SHARP = [[4.0, 0.0], [2.0, 2.0], [1.0, 3.0]]  # mean 2, variance (4 + 4 + 0 + 0 + 1 + 1) / 6
-WARM = [[10.0, 30.0], [20.0, 30.0], [10.0, 20.0]]  # mean 20, variance (100 + 100 + 0 + 100 + 100 + 0) / 6
-
-
-def weighed(path: Path, kind: str = "pairs", sharp: list = SHARP, warm: list = WARM, **settings: Any) -> Config:
-    users = settings.pop("users", {})
-    data = {"scorers": SCORERS} | settings.pop("data", {})
-    return config_of(write(path, kind, sharp=sharp, warm=warm), "rewards", users=users, data=data, **settings)
-
-
-def asked(source: RewardUsers, rows: Dataset, row: int, key: int):
-    """What a row says when the user of this key is asked."""
-    values = {name: value for name, value in rows[row].items() if name not in ("chosen", "rejected", "images")}
-    return source.says(kind_of(rows.column_names, source.data).says(values, source.data), values, key)
-
-
-def test_scores_are_measured_over_the_whole_set(tmp_path):
-    source, _ = built(weighed(tmp_path / "a.parquet"))
-    np.testing.assert_allclose(source.mean, [2, 20])
-    np.testing.assert_allclose(source.deviation, [(10 / 6) ** 0.5, (400 / 6) ** 0.5])
-
-
-@pytest.mark.parametrize("weights", ["one_hot", "sphere"])
-def test_a_user_is_a_unit_direction_drawn_from_seed_and_key(tmp_path, weights):
-    source, _ = built(weighed(tmp_path / "a.parquet", users={"weights": weights}, seed=5))
-    assert (source.width, source.sequence) == (2, False)
-    drawn = torch.stack([source.inputs(0, key, None)["user"] for key in range(400)])
-    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(400))
-    assert (drawn >= 0).all()
-    again = torch.stack([source.inputs(2, key, "ann")["user"] for key in range(400)])
-    assert torch.equal(drawn, again)  # neither the row nor whom the data name is of influence
-    other, _ = built(weighed(tmp_path / "a.parquet", users={"weights": weights}, seed=6))
-    assert not torch.equal(drawn, torch.stack([other.inputs(0, key, None)["user"] for key in range(400)]))
-    if weights == "one_hot":
-        assert set(map(tuple, drawn.tolist())) == {(1.0, 0.0), (0.0, 1.0)} and 160 < drawn[:, 0].sum() < 240
-    else:  # uniform on a quarter of a circle: the angle's quarters are equally full
-        angle = torch.atan2(drawn[:, 1], drawn[:, 0]) / (torch.pi / 2)
-        assert all(70 < count < 130 for count in torch.histc(angle, 4, 0, 1))
-
-
-def test_pairs_are_turned_where_the_user_says_so(tmp_path):
-    """By hand: the first row's user prefers the first picture where 4/sd_sharp·v_0 > 20/sd_warm·v_1."""
-    source, rows = built(weighed(tmp_path / "a.parquet"))
-    seen = set()
-    for key in range(40):
-        v = source.direction(key)
-        first = 4 / (10 / 6) ** 0.5 * v[0] > 20 / (400 / 6) ** 0.5 * v[1]
-        said = asked(source, rows, 0, key)
-        assert said.pairs == (((0, 1),) if first else ((1, 0),))
-        assert said.scores == ((1.0, 0.0) if first else (0.0, 1.0))
-        assert said.labels == ((1.0, -1.0) if first else (-1.0, 1.0)) and said.probability is None
-        assert said.prompts == ["prompt 0", "prompt 0"]
-        seen.add(bool(first))
-    assert seen == {True, False}
-
-
-TIES = {  # data.ties -> pairs, scores and probability of a pair that the user cannot tell apart
-    "drop": ((), (0.5, 0.5), None),
-    "keep": (((0, 1),), (1.0, 0.0), None),
-    "half": (((0, 1),), (0.5, 0.5), (0.5,)),
-    "both": (((0, 1), (1, 0)), (0.5, 0.5), None),
-}
-
-
-@pytest.mark.parametrize("ties", TIES)
-def test_a_tie_is_one_for_the_user(tmp_path, ties):
-    """The second row is a tie for who looks at sharpness alone, and none for the other."""
-    source, rows = built(weighed(tmp_path / "a.parquet", users={"weights": "one_hot"}, data={"ties": ties}))
-    keys = {source.direction(key)[0].item(): key for key in range(20)}
-    tied, other = asked(source, rows, 1, keys[1.0]), asked(source, rows, 1, keys[0.0])
-    assert (tied.pairs, tied.scores, tied.probability) == TIES[ties]
-    assert other.pairs == ((1, 0),) and other.probability == ((1.0,) if ties == "half" else None)
-
-
-def test_a_dropped_caption_stays_dropped(tmp_path):
-    source, rows = built(weighed(tmp_path / "a.parquet"))
-    values = {name: rows[0][name] for name in ("prompt", "given")}
-    said = kind_of(rows.column_names, source.data).says(values, source.data).without_prompts()
-    assert source.says(said, values, 0).prompts == ["", ""]
-
-
-LISTED = {  # data.comparisons -> pairs of a list that the user puts in the order 2, 0, 1
-    "all": {(2, 0), (2, 1), (0, 1)},
-    "best_worst": {(2, 1)},
-    "adjacent": {(2, 0), (0, 1)},
-}
-
-
-@pytest.mark.parametrize("comparisons", LISTED)
-def test_lists_are_ranked_by_the_users_own_scores(tmp_path, comparisons):
-    sharp, warm = [[2.0, 1.0, 3.0], [1.0, 2.0]], [[1.0, 2.0, 1.0], [2.0, 1.0]]
-    config = weighed(
-        tmp_path / "a.parquet", "lists", sharp, warm, users={"weights": "one_hot"}, data={"comparisons": comparisons}
-    )
-    source, rows = built(config)
-    keys = {source.direction(key)[0].item(): key for key in range(20)}
-    said = asked(source, rows, 0, keys[1.0])
-    assert set(said.pairs) == LISTED[comparisons] and said.scores == (0.5, 0.0, 1.0) and said.probability is None
-    tied = asked(source, rows, 0, keys[0.0])  # the warm one ties the first and the third
-    assert set(tied.pairs) == {(1, 0), (1, 2)} and tied.scores == (0.25, 1.0, 0.25)
-
-
-def test_users_reach_the_adapter_as_they_are(tmp_path):
-    source, _ = built(weighed(tmp_path / "a.parquet"))
-    users = source.module()(batch(source, source.inputs(0, 3, None), None))
-    assert users.shape == (2, 1, 2) and torch.equal(users[0, 0], source.direction(3)) and not users[1].any()
-    assert source.module().id == "rewards: sharp, warm" and not list(source.module().parameters())
-
-
-def test_what_cannot_be_weighed_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="data.scorers: warm gave the same to every picture of .*; leave it out"):
-        built(weighed(tmp_path / "a.parquet", warm=[[1.0, 1.0]] * 3))
-    for data in ({"joint": True}, {"kind": "captions", "rejected_captions": "shuffle"}):
-        with pytest.raises(ValueError, match="needs pairs or lists of pictures under one prompt, each picture with a"):
-            built(weighed(tmp_path / "b.parquet", data=data))
-    config = weighed(tmp_path / "c.parquet", data={"streaming": True})
-    with pytest.raises(ValueError, match="measures all scores before training; set data.streaming to false"):
-        SOURCES["rewards"](config, load_preferences(config.data, numbers=True))
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
