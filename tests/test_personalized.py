@@ -273,6 +273,22 @@ def test_lora_before_the_adapter_or_after(world):
     assert same(first("a cat", generator=seeded(0), **QUICK), without) and not same(drawn[0], without)
 
 
+def test_half_precision(world):
+    """Loaded into a bf16 pipeline the adapter is bf16, and nobody is its base; one that trains in fp32 beside it draws
+    under autocast."""
+    base, pipe, training = (tiny_sd().to(torch.bfloat16) for _ in range(3))
+    personal = load_user_adapter(pipe, world / "sd")
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    nobody, me = (sample(personal.bound(user), PROMPTS, [1, 2, 3], **options) for user in (None, ME))
+    without = sample(base, PROMPTS, [1, 2, 3], **options)
+    assert all(np.array_equal(a, b) for a, b in zip(nobody, without, strict=True))
+    trained(training)
+    masters = PersonalizedPipeline(training, {"width": WIDTH, "sequence": False})
+    drawn = sample(masters.bound(ME), PROMPTS, [1, 2, 3], **options)
+    pixels = [np.asarray([np.asarray(image, dtype=float) for image in images]) for images in (drawn, me, without)]
+    assert abs(pixels[0] - pixels[1]).mean() < 0.2 * abs(pixels[2] - pixels[1]).mean()
+
+
 def test_sequences_of_any_length(world):
     personal = load_user_adapter(tiny_sd(), world / "sequence" / "user_adapter.safetensors")
     long, short, one = embedding(3, 5), embedding(4, 2), embedding(5, 1)

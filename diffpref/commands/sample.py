@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpref.commands.arguments import Parser, positive
-from diffpref.synpic.plan import NAME, Plan, Source, read_prompts, read_seeds
+from diffpref.synpic.plan import NAME, PERSONAL, Plan, Source, read_prompts, read_seeds
 
 Named = tuple[str, Any]  # a pipeline's name, or none for all of them; a value
 
@@ -30,6 +30,12 @@ def parser() -> Parser:
     add = options.add_argument
     add("--pipeline", **of_each(str), required=True, metavar="NAME=PATH", help="folder or hub id; one for each name")
     add("--lora", **of_each(str), metavar="NAME=PATH", help="folder, file or hub id of a LoRA on a pipeline")
+    whose = "user's embedding (diffpref user embed), whose taste a pipeline draws for"
+    add("--user", **of_each(str), metavar="NAME=FILE", help=whose)
+    add("--user-adapter", **of_each(str), metavar="NAME=PATH", help="what reads users: file, run's folder or hub id")
+    add("--user-scale", **of_each(float), metavar="S", help="how much users count, 0 for not at all (default: 1)")
+    of_k = "draw for the user and K - 1 tastes nearby, keep what the user's own scorer likes best"
+    add("--consensus", **of_each(positive), metavar="K", help=of_k)
     add("--prompts", nargs="+", required=True, metavar="TEXT|FILE", help="prompts, or text files with one a line")
     add("--seeds", nargs="+", default=["1"], metavar="N", help="how many (default: 1), or which: 3 8 11-13")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
@@ -70,7 +76,7 @@ def sources(args: argparse.Namespace) -> tuple[Source, ...]:
     for name in paths:
         if not NAME.fullmatch(name):
             raise ValueError(f"--pipeline {name or paths[name]}: say NAME=PATH, the name of letters, digits and _ . -")
-    given = {key: by_name(key, getattr(args, key), paths) for key in SETTINGS}
+    given = {key: by_name(key.replace("_", "-"), getattr(args, key), paths) for key in SETTINGS}
     chosen = {name: {key: values.get(name, values.get("")) for key, values in given.items()} for name in paths}
     return tuple(
         Source(name, path, **{key: value for key, value in chosen[name].items() if value is not None})
@@ -78,7 +84,8 @@ def sources(args: argparse.Namespace) -> tuple[Source, ...]:
     )
 
 
-SETTINGS = ("lora", "steps", "guidance", "height", "width", "dtype", "variant")  # of Source; each an option
+# of Source; each an option
+SETTINGS = ("lora", "steps", "guidance", "height", "width", "dtype", "variant", *PERSONAL)
 
 
 def by_name(option: str, given: Sequence[Named], names: dict[str, Any] | None = None) -> dict[str, Any]:

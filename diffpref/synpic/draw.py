@@ -24,7 +24,9 @@ from diffpref.config import ModelConfig
 from diffpref.families import load_pipeline
 from diffpref.sample import sample
 from diffpref.synpic.files import sweep, written_whole
+from diffpref.synpic.personal import check_personal, for_user
 from diffpref.synpic.plan import LORA, Picture, Plan, Shard, Source, open_folder
+from diffpref.users.personalized import Bound
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 ROW_GROUP = 8  # pictures that are read together
@@ -67,7 +69,7 @@ def draw_source(
 ) -> None:
     """The shards of one pipeline, which is forgotten at the end."""
     pipe = open_pipeline(source, device)
-    options = pipeline_options(source, pipe)
+    options, pipe = pipeline_options(source, pipe), for_user(pipe, source)
     for shard in shards:
         bar.set_postfix_str(source.name)
         sweep(folder / shard.name)
@@ -78,7 +80,9 @@ def draw_source(
         write_shard(folder / shard.name, shard, images)
 
 
-def draw_batch(pipe: DiffusionPipeline, source: Source, some: Sequence[Picture], options: dict) -> list[Image.Image]:
+def draw_batch(
+    pipe: DiffusionPipeline | Bound, source: Source, some: Sequence[Picture], options: dict
+) -> list[Image.Image]:
     """A few pictures at once. Raises ValueError, naming the pipeline, for numbers that are none."""
     try:
         return sample(pipe, [p.prompt for p in some], [p.seed for p in some], batch_size=len(some), **options)
@@ -90,7 +94,7 @@ def draw_batch(pipe: DiffusionPipeline, source: Source, some: Sequence[Picture],
 
 
 def check_source(source: Source) -> None:
-    """Look for a pipeline and its LoRA before anything is drawn with another. Raises ValueError where they are not."""
+    """Look for a pipeline, its LoRA and its user before anything is drawn. Raises ValueError where they are not."""
     for path in filter(None, (source.path, source.lora)):
         if not Path(path).exists() and not HUB_ID.fullmatch(path):
             raise ValueError(f"pipeline {source.name}: there is nothing at {path}, and a hub id it is not")
@@ -98,6 +102,7 @@ def check_source(source: Source) -> None:
         config = DiffusionPipeline.load_config(source.path)
         if source.lora is not None:
             getattr(diffusers, config["_class_name"]).lora_state_dict(lora_file(source.lora), use_safetensors=True)
+        check_personal(source, config)
     except (OSError, ValueError, AttributeError) as error:  # the last: a class that is unknown, or takes no LoRA
         raise ValueError(f"pipeline {source.name}: {error}") from error
 

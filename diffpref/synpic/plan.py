@@ -14,10 +14,12 @@ from typing import Any
 
 from diffpref.config.identity import flatten
 from diffpref.synpic.files import written_whole
+from diffpref.users import ADAPTER, ENCODER
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes part of file names
 SETTINGS = "settings.json"
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers and diffpref name it
+PERSONAL = ("user", "user_adapter", "user_scale", "consensus")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Source:
     """A pipeline, under the name that its pictures bear.
 
     path: folder or hub id.  lora: folder, file or hub id of a LoRA on it.  steps, guidance, height and width (pixels):
-    None for the pipeline's own.  variant: of its weights' files, such as fp16.
+    None for the pipeline's own.  variant: of its weights' files, such as fp16.  user_adapter: file, run's folder or hub
+    id of an adapter that reads users; nobody's pictures without user, the file of one.  user_scale: how much they
+    count.  consensus: of how many pictures the one is kept that the user likes best.
     """
 
     name: str
@@ -37,6 +41,15 @@ class Source:
     width: int | None = None
     dtype: str = "float32"
     variant: str | None = None
+    user: str | None = None
+    user_adapter: str | None = None
+    user_scale: float | None = None
+    consensus: int | None = None
+
+    @property
+    def scale(self) -> float:
+        """How much the user counts."""
+        return 1.0 if self.user_scale is None else self.user_scale
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -45,8 +58,19 @@ class Source:
             "pipeline": content(self.path, "**/*.safetensors", "**/*.json"),
             "lora": self.lora and lora_content(self.lora),
         }
-        own = ("name", "path", "lora")
-        return made_of | {key: value for key, value in asdict(self).items() if key not in own}
+        own = ("name", "path", "lora", *PERSONAL)
+        made_of |= {key: value for key, value in asdict(self).items() if key not in own}
+        return made_of | (self.personal if self.user_adapter is not None else {})  # without one, keys are as ever
+
+    @property
+    def personal(self) -> dict[str, Any]:
+        """The same of whose pictures they are."""
+        return {
+            "user": self.user and content(self.user),
+            "user_adapter": content(str(self.user_adapter), ADAPTER, *([f"{ENCODER}/*"] if self.consensus else [])),
+            "user_scale": self.scale,
+            "consensus": self.consensus,
+        }
 
 
 @dataclass(frozen=True)

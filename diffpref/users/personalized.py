@@ -18,8 +18,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from diffpref.users import ADAPTER, ENCODER
 from diffpref.users.adapter import (
-    FILE,
     family_name,
     has_user_adapter,
     load_into,
@@ -30,7 +30,6 @@ from diffpref.users.adapter import (
 )
 from diffpref.users.embedding import UserEmbedding, described, layout
 
-ENCODER = "user_encoder"  # folder of the encoder, beside the adapter that was tuned with it
 PER_PROMPT = frozenset(
     f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_embeds")
 ) | {"pooled_prompt_embeds", "negative_pooled_prompt_embeds"}
@@ -60,7 +59,7 @@ def found_here(path: str | PathLike[str]) -> Path:
     if place.exists() or str(path).count("/") != 1 or place.suffix:
         return place  # what is not there is said by its reader
     try:
-        return Path(snapshot_download(str(path), allow_patterns=[FILE, f"{ENCODER}/*"]))
+        return Path(snapshot_download(str(path), allow_patterns=[ADAPTER, f"{ENCODER}/*"]))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"there is no user adapter at {path}: no file or folder here, nor what the hub gives ({error})"
