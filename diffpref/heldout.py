@@ -174,14 +174,14 @@ class HeldOutRows:
     sizes: np.ndarray | None
 
 
-def held_out_rows(data: DataConfig) -> HeldOutRows | None:
-    """None without data.validation. Raises ValueError or FileNotFoundError, naming it, for a set that cannot be used or
+def held_out_rows(data: DataConfig, numbers: bool = False) -> HeldOutRows | None:
+    """`numbers` as of `load_preferences`. None without data.validation. Raises ValueError or FileNotFoundError, naming it, for a set that cannot be used or
     has no pairs."""
     if data.validation is None:
         return None
     shown = replace(data, path=data.validation, max_pairs=data.validation_groups, streaming=False, caption_dropout=0.0)
     try:
-        rows = load_preferences(shown)
+        rows = load_preferences(shown, numbers)
         checked = check(rows, shown)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(str(error).replace("data.path", "data.validation", 1)) from error

@@ -47,10 +47,11 @@ class Trainer:
         self.patience = engines.Patience(self.accelerator)
         runs_twice(config, self.accelerator)  # raises what would else be said after the model is loaded
         check_gradient_noise(config, self.accelerator)
-        self.rows = load_preferences(config.data)
+        weighed = config.users.source == "rewards"  # by made-up users; otherwise scorers vote
+        self.rows = load_preferences(config.data, numbers=weighed)
         check_data_options(self.rows.column_names, config.data)
         check_needs(config, self.rows)
-        self.held_out_rows = held_out_rows(config.data)
+        self.held_out_rows = held_out_rows(config.data, numbers=weighed)
         if self.held_out_rows:
             check_validation(config, self.held_out_rows.rows)
         self.checked = check(self.rows, config.data, self.rank, self.world, engines.gather)
