@@ -175,8 +175,8 @@ class HeldOutRows:
 
 
 def held_out_rows(data: DataConfig, numbers: bool = False) -> HeldOutRows | None:
-    """`numbers` as of `load_preferences`. None without data.validation. Raises ValueError or FileNotFoundError, naming it, for a set that cannot be used or
-    has no pairs."""
+    """None without data.validation; `numbers` as of `load_preferences`. Raises ValueError or FileNotFoundError, naming
+    it, for a set that cannot be used or has no pairs."""
     if data.validation is None:
         return None
     shown = replace(data, path=data.validation, max_pairs=data.validation_groups, streaming=False, caption_dropout=0.0)
