@@ -40,6 +40,7 @@ def parser() -> Parser:
     add("--seeds", nargs="+", default=["1"], metavar="N", help="how many (default: 1), or which: 3 8 11-13")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the pictures go")
     own = "for all, or NAME=N for one (default: the pipeline's own)"
+    add("--images", action="store_true", help="also write each as a PNG file, into the folder images there")
     add("--steps", **of_each(positive), metavar="N", help=f"denoising steps, {own}")
     add("--guidance", **of_each(float), metavar="S", help=f"classifier-free guidance, {own}")
     add("--height", **of_each(positive), metavar="PIXELS", help=own)
@@ -107,6 +108,7 @@ def run(arguments: Sequence[str]) -> None:
     from diffpref.cache.team import Team
     from diffpref.engines import silence
     from diffpref.synpic.draw import draw
+    from diffpref.synpic.images import write_images
 
     silence()  # one bar is enough
     team = Team(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
@@ -114,7 +116,8 @@ def run(arguments: Sequence[str]) -> None:
     drawn = draw(plan, args.out, batch_size=args.batch_size, device=device, team=team)
     mine = sum(len(shard.pictures) for shard in team.share(plan.shards()))
     whose = "" if team.world == 1 else f"process {team.rank}: "
-    print(f"{whose}{drawn} pictures drawn, {mine - drawn} were there; they are in {args.out}", flush=True)
+    where = write_images(team.share(plan.shards()), args.out) if args.images else args.out
+    print(f"{whose}{drawn} pictures drawn, {mine - drawn} were there; they are in {where}", flush=True)
 
 
 def default_device() -> str:
