@@ -6,34 +6,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_user_embedding import embedding
 from tiny_pipelines import IMAGE_SIZE, tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl, unet
 from tiny_pipelines import WIDTH as TEXT
+from tiny_users import ME, QUICK, SIZE, WIDTH, YOU, embedding, same, seeded, trained
 
 from diffpref.adapters import add_lora, save_lora
 from diffpref.config import LoraSettings
 from diffpref.families import family_of
 from diffpref.sample import sample
 from diffpref.users import PersonalizedPipeline, load_user_adapter
-from diffpref.users.adapter import add_user_adapter, save_user_adapter, set_user_scale, user_parameters
+from diffpref.users.adapter import save_user_adapter, set_user_scale
 from diffpref.users.formats import FORMATS
 from diffpref.users.personalized import ARGUMENTS, denoiser_of
 
 FAMILIES = {"sd": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "flux": tiny_flux}
-WIDTH, PROMPTS = 8, ["a cat", "a dog, flat", "red"]
-ME, YOU = embedding(1), embedding(2)
-SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}  # FLUX would draw 512 pixels, whatever its transformer is
-QUICK = {"num_inference_steps": 2, "output_type": "np", **SIZE}
-
-
-def trained(pipe, sequence: bool = False) -> None:
-    """Give a pipeline an adapter that changes something."""
-    denoiser, random = denoiser_of(pipe), torch.Generator().manual_seed(0)
-    add_user_adapter(denoiser, WIDTH, sequence=sequence)
-    with torch.no_grad():
-        for name, parameter in user_parameters(denoiser).items():
-            if "to_v_ip" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=random))
+PROMPTS = ["a cat", "a dog, flat", "red"]
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +63,11 @@ def base(family):
     return pipe
 
 
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def guided(pipe, guidance: float, prompts: int) -> dict:
     """Classifier-free guidance; FLUX, which has a guidance of its own, does it with a negative prompt only."""
     if "Flux" not in type(pipe).__name__:
         return {"guidance_scale": guidance}
     return {"true_cfg_scale": guidance, "negative_prompt": ["blue"] * prompts if guidance > 1 else None}
-
-
-def same(first, second) -> bool:
-    return np.array_equal(first.images, second.images)
 
 
 # --- one user, and nobody ---------------------------------------------------------------------------------------------

@@ -4,15 +4,13 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_personalized import trained
-from test_synpic_sample import files, rows
-from test_user_embedding import embedding
 from tiny_pipelines import tiny_sd, tiny_sd3, tiny_sdxl
 from tiny_runs import call
-from tiny_users import some_pairs, tiny_encoder, write_folder
+from tiny_users import embedding, some_pairs, tiny_encoder, trained, write_folder
 
 import diffpref
 from diffpref import cli
@@ -150,9 +148,14 @@ def arguments(world, out, *more: str) -> list[str]:
     return ["sample", "--pipeline", f"a={world / 'sd'}", *wanted, "--out", str(out), *more]
 
 
+def files(folder) -> dict[str, bytes]:
+    """Everything in it."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def drawn(folder, name: str) -> np.ndarray:
     """The pictures of a pipeline, as they were written."""
-    found = [row for row in rows(folder) if row["pipeline"] == name]
+    found = [row for path in sorted(folder.glob(f"{name}-*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [(row["prompt"], row["seed"]) for row in found] == [(p, s) for p in PROMPTS for s in SEEDS]
     return np.stack([np.asarray(open_picture(row["image"]), dtype=float) for row in found])
 

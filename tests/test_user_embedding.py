@@ -8,15 +8,10 @@ import torch
 from safetensors.torch import save_file
 from scipy.spatial import geometric_slerp
 from scipy.stats import kstest
+from tiny_users import embedding
 
 from diffpref.users import UserEmbedding
 from diffpref.users.embedding import layout
-
-
-def embedding(number: int, length: int = 1, width: int = 8, **facts) -> UserEmbedding:
-    """A random user of unit vectors."""
-    states = torch.randn(length, width, generator=torch.Generator().manual_seed(number))
-    return UserEmbedding(torch.nn.functional.normalize(states, dim=1), **{"encoder": "tiny", "pairs": 4} | facts)
 
 
 def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

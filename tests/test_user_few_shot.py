@@ -9,11 +9,21 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from test_personalized import ME, QUICK, SIZE, same, seeded, trained
-from test_user_embedding import embedding
 from tiny_pipelines import tiny_sd
 from tiny_scorers import pictures, tiny_scorer
-from tiny_users import PROMPTS, some_pairs, tiny_encoder, write_folder
+from tiny_users import (
+    ME,
+    PROMPTS,
+    QUICK,
+    SIZE,
+    embedding,
+    same,
+    seeded,
+    some_pairs,
+    tiny_encoder,
+    trained,
+    write_folder,
+)
 
 import diffpref
 from diffpref.noise.keys import generator as keyed

@@ -1,19 +1,55 @@
-"""A tiny encoder of users over tiny towers, and choices of a person in the forms that people have them in."""
+"""Users, an encoder of them over tiny towers, adapters that read them, and choices as people have them."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
+from tiny_pipelines import IMAGE_SIZE
 from tiny_scorers import pictures, tiny_scorer
 
 from diffpref.scorer.features import towers_fingerprint
+from diffpref.users.adapter import add_user_adapter, user_parameters
+from diffpref.users.embedding import UserEmbedding
 from diffpref.users.encoder import UserEncoder
 from diffpref.users.eyes import Eyes
 from diffpref.users.few_shot import Pair
+from diffpref.users.personalized import denoiser_of
 
-RANK = 7  # so that users are 8 wide
+WIDTH = 8  # of a user
 PROMPTS = ["a cat", "a dog, flat", "red", "a bird"]
+SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}  # FLUX would draw 512 pixels, whatever its transformer is
+QUICK = {"num_inference_steps": 2, "output_type": "np", **SIZE}
+
+
+def embedding(number: int, length: int = 1, width: int = 8, **facts) -> UserEmbedding:
+    """A random user of unit vectors."""
+    states = torch.randn(length, width, generator=torch.Generator().manual_seed(number))
+    return UserEmbedding(torch.nn.functional.normalize(states, dim=1), **{"encoder": "tiny", "pairs": 4} | facts)
+
+
+ME, YOU = embedding(1), embedding(2)
+
+
+def trained(pipe, sequence: bool = False) -> None:
+    """Give a pipeline an adapter that changes something."""
+    denoiser, random = denoiser_of(pipe), torch.Generator().manual_seed(0)
+    add_user_adapter(denoiser, WIDTH, sequence=sequence)
+    with torch.no_grad():
+        for name, parameter in user_parameters(denoiser).items():
+            if "to_v_ip" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=random))
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    """One for each picture."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def same(first, second) -> bool:
+    """Whether two outputs hold the same pixels."""
+    return np.array_equal(first.images, second.images)
 
 
 def tiny_encoder(folder: Path, seed: int = 0) -> UserEncoder:
@@ -23,7 +59,7 @@ def tiny_encoder(folder: Path, seed: int = 0) -> UserEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = UserEncoder(
-            eyes.width, scorer.towers.width, RANK, str(folder / "scorer"), 1, towers_fingerprint(eyes)
+            eyes.width, scorer.towers.width, WIDTH - 1, str(folder / "scorer"), 1, towers_fingerprint(eyes)
         )
         encoder.match.weight.data.normal_()
         encoder.look.weight.data.mul_(3)
