@@ -34,7 +34,7 @@ def best(plan: Plan, reader: Reader, one: Known, some: list[int], angle: float) 
         taste = own_taste(reader.encoder, user)
         return best_of_neighbours(model.pipe, user, taste, names, seeds, k=k, max_angle=angle, **model.how.options)
 
-    return plan.studio.kept("personal", f"around-{k}-{angle:g}/{one.user.user_id}", names, draw)
+    return plan.studio.kept("personal", f"around-{k}-{angle:g}/{one.user.user_id}", names, seeds, user, draw)
 
 
 def outcome(plan: Plan, kept: dict[str, list[Drawn]], single: list[Drawn], base: list[Drawn]) -> dict[str, Any]:

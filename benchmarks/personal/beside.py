@@ -11,21 +11,25 @@ from personal.bound import Choice, Offers, bound
 from personal.outcomes import Contest, places, retrieval
 from personal.people import Pictures, support_sets
 
-NAME = "drawn"
+SETS = {"drawn": False, "drawn, any seeds": True}  # what to pick from: whether also pictures of other seeds
 
 
-def offers(contest: Contest, pooled: bool) -> Callable[[User], Offers]:
-    """For each user and prompt, every picture that any model drew of the prompt for anybody with the user's seeds, or
-    pooled, with any; to be beaten are the base's and the impersonal model's at the user's own."""
+def offers(contest: Contest) -> Callable[[User], Offers]:
+    """For each user and prompt, every picture that any model drew of the prompt for anybody with the user's seeds, and
+    that with any; to be beaten are the base's and the impersonal model's at the user's own."""
     plan, cache = contest.plan, {}
 
     def of_user(user: User) -> Offers:
-        turn, general = plan.turn(user), contest.general
-        if turn not in cache:
-            cache[turn] = candidates(contest, None if pooled else turn)
-        base, impersonal = (general[model][turn].seen for model in ("base", "impersonal"))
-        rows = zip(plan.prompts, cache[turn], base, impersonal, strict=True)
-        return {NAME: [Choice(prompt, seen, b, i) for prompt, seen, b, i in rows]}
+        turn = plan.turn(user)
+        base, impersonal = (contest.general[model][turn].seen for model in ("base", "impersonal"))
+        found = {}
+        for name, pooled in SETS.items():
+            place = None if pooled else turn
+            if place not in cache:
+                cache[place] = candidates(contest, place)
+            rows = zip(plan.prompts, cache[place], base, impersonal, strict=True)
+            found[name] = [Choice(prompt, seen, b, i) for prompt, seen, b, i in rows]
+        return found
 
     return of_user
 
@@ -50,13 +54,9 @@ def everything(contest: Contest, turn: int | None) -> Iterator[tuple[int, np.nda
                 yield from zip(plan.numbers(condition), one.seen, strict=True)
 
 
-def bounds(contest: Contest, of: Pictures | None, drawn: int) -> dict[str, Any]:
+def bounds(contest: Contest, of: Pictures, drawn: int) -> dict[str, Any]:
     """By number of pairs, from so many drawn users."""
-    users = [one.user for one in contest.plan.people]
-    return {
-        "same seeds": bound(users, offers(contest, pooled=False), of, drawn),
-        "any seeds": bound(users, offers(contest, pooled=True), None, drawn),
-    }
+    return bound([one.user for one in contest.plan.people], offers(contest), of, drawn)
 
 
 def recognised(users: Sequence[User], pairs: int, drawn: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def narrow(denoiser: torch.nn.Module) -> None:
 
 
 class Studio:
-    """Models, and the folder in which their pictures lie: <folder>/<model>/<what>.npz"""
+    """Models, and the folder in which their pictures lie: <folder>/<model>/<what>-<of whom and what>.npz"""
 
     def __init__(self, folder: Path, models: dict[str, Model]) -> None:
         self.folder, self.models = folder, models
@@ -106,11 +106,21 @@ class Studio:
         self, model: str, what: str, prompts: Sequence[str], seeds: Sequence[int], user: UserEmbedding | None = None
     ) -> Drawn:
         """Pictures for one user or for nobody."""
-        return self.kept(model, what, prompts, lambda: self.models[model].draw(prompts, seeds, user))
+        return self.kept(model, what, prompts, seeds, user, lambda: self.models[model].draw(prompts, seeds, user))
 
-    def kept(self, model: str, what: str, prompts: Sequence[str], draw: Callable[[], list[Image.Image]]) -> Drawn:
-        """Pictures under a name of their own, drawn if they are not there."""
-        path = self.folder / f"{model}-{self.models[model].name}" / f"{what}.npz"
+    def kept(
+        self,
+        model: str,
+        what: str,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        user: UserEmbedding | None,
+        draw: Callable[[], list[Image.Image]],
+    ) -> Drawn:
+        """Pictures under a name and for whom and what they are, drawn if they are not there."""
+        whose = None if user is None else user.states.tolist()
+        about = hashlib.sha256(json.dumps([list(prompts), list(seeds), whose]).encode()).hexdigest()[:12]
+        path = self.folder / f"{model}-{self.models[model].name}" / f"{what}-{about}.npz"
         if not path.exists():
             keep(path, draw(), prompts)
         with np.load(path) as stored:

@@ -72,7 +72,7 @@ def wins(report: dict[str, Any]) -> str:
     columns = ("pairs", "over base", "bound", "over impersonal", "bound", *names[2:])
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for n in sorted(report["win_rates"], key=order):
-        row, bound = report["win_rates"][n], report["bound"]["same seeds"][n]
+        row, bound = report["win_rates"][n], report["bound"][n]
         cells = [spanned(row[name]) if name in row else "" for name in names]
         limits = [f"{bound[f'drawn: {name}']['value']:.2f}" for name in names[:2]]
         rows.append(f"| {n} | {cells[0]} | {limits[0]} | {cells[1]} | {limits[1]} | {' | '.join(cells[2:])} |")
@@ -86,7 +86,7 @@ def order(n: str) -> int:
 
 def identity(report: dict[str, Any]) -> str:
     """Predictions and retrieval, each beside the bound."""
-    bound = report["bound"]["same seeds"]
+    bound = report["bound"]
     rows = ["| pairs | predicts their choices on held-out concepts | bound |", "|---|---|---|"]
     rows += [f"| {n} | {spanned(row)} | {bound[n]['accuracy']['value']:.3f} |" for n, row in report["accuracy"].items()]
     rows += ["", "Found among all new users by a second, disjoint set of as many pairs:", ""]

@@ -92,6 +92,7 @@ class Pictures:
     pairs: np.ndarray
 
 
+@cache
 def held_out(path: Path = HELD_OUT) -> Pictures:
     """The pictures of a file of choices, and its different comparisons."""
     rows = pq.read_table(path, columns=["prompt", *SIDES]).to_pylist()

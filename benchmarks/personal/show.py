@@ -39,7 +39,7 @@ def draw_wins(axis: Axes, report: dict[str, Any], rival: str) -> None:
     rows = dict(sorted(rows.items(), key=lambda one: int(one[0])))
     for who, colour in (("over", CHOSEN), ("wrong over", REJECTED)):
         line(axis, {n: row[key] for n, row in rows.items() if (key := f"{who} {rival}") in row}, colour, NAMES[who])
-    bound = {n: row[f"drawn: over {rival}"] for n, row in report["bound"]["same seeds"].items() if n.isdigit()}
+    bound = {n: row[f"drawn: over {rival}"] for n, row in report["bound"].items() if n.isdigit()}
     line(axis, bound, INK, "bound: Bayes, of all pictures drawn", band=False)
     if rival == "base":
         axis.axhline(report["impersonal"]["value"], color=SOFT, linestyle=(0, (4, 3)), linewidth=1, label="impersonal")
