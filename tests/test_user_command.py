@@ -44,20 +44,17 @@ def world(tmp_path_factory):
 
 
 def test_a_newcomers_path(world, tmp_path):
-    """The real commands: four pairs of files -> me.safetensors -> my pictures."""
+    """Four pairs of files -> me.safetensors, by the real command -> my pictures."""
     me, run = tmp_path / "me.safetensors", str(world / "run")
-    done = call([*DIFFPREF, "user", "embed", str(world / "mine"), "--encoder", run, "--out", str(me), "--name", "me"])
+    line = ["user", "embed", str(world / "mine"), "--encoder", run, "--out", str(me), "--name", "me"]
+    done = call([sys.executable, "-m", "diffpref.cli", *line])
     assert done.returncode == 0, done.stderr
     assert f"4 choices -> {me} (width 8, of " in done.stdout
     assert torch.equal(UserEmbedding.load(me).states, UserEmbedding.load(world / "me.safetensors").states)
-    done = call([*DIFFPREF, *arguments(world, tmp_path / "pictures", "--user", str(me), "--user-adapter", run)])
-    assert done.returncode == 0, done.stderr
+    sample_command.run(arguments(world, tmp_path / "pictures", "--user", str(me), "--user-adapter", run))
     personal = diffpref.load_user_adapter(tiny_sd(), world / "run")
     mine = personal.bound(UserEmbedding.load(me))
     assert drawn(tmp_path / "pictures", "a") == pytest.approx(expected(mine), abs=1)
-
-
-DIFFPREF = [sys.executable, "-m", "diffpref.cli"]
 
 
 def test_mixing(world, tmp_path):
@@ -143,9 +140,9 @@ OPTIONS = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
 
 def arguments(world, out, *more: str) -> list[str]:
-    """Of diffpref, for a pipeline `a`."""
+    """Of diffpref sample, for a pipeline `a`."""
     wanted = ["--prompts", *PROMPTS, "--seeds", "2", "--steps", "2", "--guidance", "2", "--device", "cpu"]
-    return ["sample", "--pipeline", f"a={world / 'sd'}", *wanted, "--out", str(out), *more]
+    return ["--pipeline", f"a={world / 'sd'}", *wanted, "--out", str(out), *more]
 
 
 def files(folder) -> dict[str, bytes]:
@@ -174,7 +171,7 @@ def of_users(world):
     line += ["--user-adapter", *(f"{name}={run}" for name in ("nobody", "me", "weak", "you", "near"))]
     line += ["--user", f"me={me}", f"weak={me}", f"you={world / 'you.safetensors'}", f"near={me}"]
     line += ["--user-scale", "weak=0.3", "--consensus", "near=3"]
-    sample_command.run(arguments(world, world / "users", *line)[1:])
+    sample_command.run(arguments(world, world / "users", *line))
     return world / "users"
 
 
@@ -203,16 +200,16 @@ def test_pictures_are_those_of_the_user(world, of_users):
 
 def test_the_same_command_draws_nothing_again_and_another_user_is_refused(world, tmp_path):
     whose = ["--user-adapter", str(world / "run"), "--user", str(world / "me.safetensors")]
-    sample_command.run(arguments(world, tmp_path, *whose)[1:])
+    sample_command.run(arguments(world, tmp_path, *whose))
     before = files(tmp_path)
-    sample_command.run(arguments(world, tmp_path, *whose, "--user-scale", "1")[1:])
+    sample_command.run(arguments(world, tmp_path, *whose, "--user-scale", "1"))
     assert files(tmp_path) == before
     other = [*whose[:3], str(world / "you.safetensors")]
     settings = {"user": other, "user_scale": [*whose, "--user-scale", "0.5"], "consensus": [*whose, "--consensus", "2"]}
     settings["user_adapter"] = []
     for name, line in settings.items():
         with pytest.raises(ValueError, match=rf"made with other settings \(.*pipelines.a.{name}[,)]? ?"):
-            sample_command.run(arguments(world, tmp_path, *line)[1:])
+            sample_command.run(arguments(world, tmp_path, *line))
     assert files(tmp_path) == before
 
 
@@ -266,7 +263,7 @@ def test_an_adapter_of_other_sizes_names_the_pipeline(world, tmp_path):
     trained(pipe)
     save_user_adapter(pipe.unet, tmp_path / "run", {})
     with pytest.raises(ValueError, match="pipeline a: this user adapter is for a model of other sizes"):
-        sample_command.run(arguments(world, tmp_path / "out", "--user-adapter", str(tmp_path / "run"))[1:])
+        sample_command.run(arguments(world, tmp_path / "out", "--user-adapter", str(tmp_path / "run")))
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
@@ -275,5 +272,5 @@ def test_mistakes_are_said_before_anything_is_drawn(world, wrong, tmp_path, mist
     given, message = WRONG[mistake]
     line = [text.format(world=world, tmp=wrong) for text in given]
     with pytest.raises(ValueError, match=message):
-        sample_command.run(arguments(world, tmp_path / "out", *line)[1:])
+        sample_command.run(arguments(world, tmp_path / "out", *line))
     assert not (tmp_path / "out").exists()
