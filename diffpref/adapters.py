@@ -1,5 +1,6 @@
 """LoRA in and out, in the format that stock diffusers pipelines load."""
 
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -16,6 +17,7 @@ from diffpref.families import Family, family_of
 from diffpref.users.adapter import user_modules
 
 ADAPTER = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 # The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one
 # of its keys.
@@ -51,6 +53,29 @@ def add_lora(denoiser: nn.Module, family: Family, settings: LoraSettings, seed: 
 def ends_in(name: str, targets: list[str]) -> bool:
     """Whether peft takes a module of this name for one of the targets."""
     return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def load_base_lora(pipe: DiffusionPipeline, path: str | None) -> None:
+    """A LoRA that belongs to the base, in fp32. Raises ValueError for a file or folder that holds none."""
+    if path is None:
+        return
+    file = lora_file(path)
+    try:
+        pipe.load_lora_weights(file, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.lora: cannot load a LoRA from {path!r}: {error}") from error
+
+
+def copy_base_lora(path: str, folder: Path) -> None:
+    """The same LoRA beside what was trained on it: the two belong together."""
+    if Path(lora_file(path)).is_file():
+        shutil.copyfile(lora_file(path), folder / LORA_FILE)
+
+
+def lora_file(path: str) -> str:
+    """What diffusers wants to be given: a run's folder holds more than its LoRA."""
+    inside = Path(path) / LORA_FILE
+    return str(inside) if inside.is_file() else path
 
 
 def lora_state_dict(denoiser: nn.Module) -> dict[str, Tensor]:

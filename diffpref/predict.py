@@ -29,9 +29,9 @@ def adapter_off(denoiser: nn.Module) -> Reference:
 
 @contextmanager
 def lora_off(denoiser: nn.Module) -> Iterator[None]:
-    """The denoiser without its LoRA, if it has one."""
-    if not getattr(denoiser, "peft_config", None):
-        yield
+    """The denoiser without the LoRA that trains, if one does."""
+    if not any("lora_" in name for name, p in denoiser.named_parameters() if p.requires_grad):
+        yield  # one that does not train is a part of the base
         return
     denoiser.disable_adapters()
     try:

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 
 from diffpref import engines
-from diffpref.adapters import add_lora, save_lora, save_pipeline
+from diffpref.adapters import add_lora, copy_base_lora, load_base_lora, save_lora, save_pipeline
 from diffpref.cache import DiskCache, open_cache
 from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers
@@ -86,6 +86,7 @@ class Trainer:
             self.denoiser.float().requires_grad_(True)
             return torch.float32
         else:
+            load_base_lora(self.pipe, self.config.model.lora)
             self.denoiser.requires_grad_(False)
         if self.personal:
             self.personal.install(self.denoiser)
@@ -221,6 +222,8 @@ class Trainer:
         with self.loop.average.applied():
             if self.config.model.tuning == "lora":
                 save_lora(self.pipe, self.denoiser, folder, self.main)
+            if self.config.model.lora and self.main:
+                copy_base_lora(self.config.model.lora, folder)
             if self.personal:
                 self.personal.export(self.denoiser, folder, self.main)
 

@@ -1,5 +1,6 @@
 """Training for users, by the real trainer on a tiny pipeline: a taste from choices, a table, states, and rewards."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import tiny_sd
-from tiny_runs import log, run, settings, weights
+from tiny_runs import call, command, log, run, settings, weights
 from tiny_users import tiny_encoder
 
 from diffpref.batch import USERS as KNOWN
@@ -22,6 +23,7 @@ from diffpref.config import DataConfig, load_config
 from diffpref.data import load_preferences
 from diffpref.trainer import Trainer
 from diffpref.users.adapter import load_into, read_user_adapter, user_adapter_off
+from diffpref.users.embedding import UserEmbedding
 from diffpref.users.sources.table import UserTable
 from diffpref.users.vlm.pairs import row_digest
 from diffpref.users.vlm.states import Entry, Pair, write_states
@@ -274,3 +276,19 @@ def test_data_without_users_are_refused(world, source, tmp_path):
     rows.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="column user_id"):
         watched(world, f"refused-{source}", source, data={"path": str(tmp_path / "a.parquet")})
+
+
+def test_the_command_draws_for_the_user_it_is_given(world):
+    """Somebody who only looks at sharpness: the pictures at the end are theirs, and those before the base's."""
+    UserEmbedding(torch.tensor([1.0, 0.0]), "rewards: sharp, warm").save(world / "me.safetensors")
+    sample = {"prompts": ["a cat", "a dog"], "images_per_prompt": 1, "user": str(world / "me.safetensors")}
+    judge = {"measures": {"light": "tiny_runs.brightness"}}
+    done = call(command(*settings(world, "drawn", **of(world, "rewards", sample=sample, judge=judge))))
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = world / "runs" / "drawn"
+    light = json.loads((folder / "report.json").read_text())["measures"]["light"]
+    assert light["before"] != light["after"] and (folder / "before_after.png").is_file()
+    UserEmbedding(torch.tensor([1.0, 0.0]), "rewards: warm, sharp").save(world / "other.safetensors")
+    sample["user"] = str(world / "other.safetensors")
+    with pytest.raises(ValueError, match="rewards: warm, sharp"):
+        watched(world, "not-drawn", "rewards", sample=sample)

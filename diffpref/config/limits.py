@@ -135,6 +135,15 @@ CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
         "sample.user is for runs that are conditioned on users; set users.source, or leave it out",
     ),
     (
+        lambda c: c.model.lora is not None and c.model.tuning != "user_adapter",
+        "model.lora is a part of the base that model.tuning lora and full would train; set it to user_adapter, or load"
+        " the LoRA into the pipeline, fuse it and save that",
+    ),
+    (
+        lambda c: c.users.labels != "data" and c.users.source != "encoder",
+        "users.labels taste and difference are an encoder's word; set users.source to encoder, or leave it at data",
+    ),
+    (
         lambda c: c.model.tuning == "full" and c.users.source != "none",
         "model.tuning full moves the weights that a user adapter stands on; set it to lora or user_adapter",
     ),

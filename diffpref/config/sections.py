@@ -21,6 +21,8 @@ class ModelConfig:
         revision: Hub revision.
         variant: Weight variant, such as fp16.
         dtype: Of the frozen base weights. Trainable weights are fp32 in any case.
+        lora: File or folder of a LoRA that is part of the base: loaded, frozen, on in the reference, too, and written
+            beside the result. Only with tuning user_adapter.
         tuning: A LoRA on the denoiser, all of its weights, or none of them: with users.source, a user adapter is
             trained beside the first or, with user_adapter, alone.
     """
@@ -29,6 +31,7 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: str | None = None
     tuning: Literal["lora", "full", "user_adapter"] = "lora"
 
 

@@ -15,6 +15,10 @@ class UsersConfig:
             is asked.
         path: The encoder's folder, or the file of states.
         support: Fewest and most pairs that an encoder is shown; how many is drawn anew for every group.
+        labels: Whose word counts (encoder). data: a pair's own, and its own user is asked. taste: any user of the data is
+            asked about any pair, and says what the encoder makes of the pairs it is shown; fewer steps learn more of
+            many tastes, as far as the encoder knows them. difference: the same, less what the population would say: for
+            an adapter on a model that has everybody's taste already (model.lora).
         dropout: Share of groups that are trained with the null user, who gets the LoRA alone.
         width: Of the vectors of a table.
         weights: How made-up users weigh scorers: all of it on one (one_hot), or any share on each (sphere).
@@ -23,6 +27,7 @@ class UsersConfig:
     source: Literal["none", "encoder", "table", "states", "rewards"] = "none"
     path: str | None = None
     support: tuple[int, int] = (1, 16)
+    labels: Literal["data", "taste", "difference"] = "data"
     dropout: float = 0.1
     width: int = 64
     weights: Literal["one_hot", "sphere"] = "sphere"

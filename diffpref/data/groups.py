@@ -32,7 +32,7 @@ class Users(Protocol):
 
     def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None: ...
     def absent(self) -> dict[str, Tensor]: ...
-    def says(self, said: Said, values: dict[str, Any], key: int) -> Said: ...
+    def says(self, said: Said, values: dict[str, Any], key: int, row: int) -> Said: ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class PreferenceGroups(TorchDataset):
         values = row if isinstance(row, dict) else self.words[row]
         said, size = self.kind.says(values, self.config), self.size(row)
         if self.asked:
-            said = self.asked.source.says(said, values, key)
+            said = self.asked.source.says(said, values, key, row)
         if self.kind.captionless and draws(self.seed, key)[3] < self.config.caption_dropout:
             said = said.without_prompts()
         view = draw_view(row, key, size, self.config, self.seed, self.cache.crops if self.cache else None)

@@ -19,13 +19,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffpref.adapters import lora_file
 from diffpref.cache.team import Team
 from diffpref.config import ModelConfig
 from diffpref.families import load_pipeline
 from diffpref.sample import sample
 from diffpref.synpic.files import sweep, written_whole
 from diffpref.synpic.personal import check_personal, for_user
-from diffpref.synpic.plan import LORA, Picture, Plan, Shard, Source, open_folder
+from diffpref.synpic.plan import Picture, Plan, Shard, Source, open_folder
 from diffpref.users.personalized import Bound
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
@@ -105,12 +106,6 @@ def check_source(source: Source) -> None:
         check_personal(source, config)
     except (OSError, ValueError, AttributeError) as error:  # the last: a class that is unknown, or takes no LoRA
         raise ValueError(f"pipeline {source.name}: {error}") from error
-
-
-def lora_file(path: str) -> str:
-    """What diffusers wants to be given: a run's folder holds more than its adapter."""
-    inside = Path(path) / LORA
-    return str(inside) if inside.is_file() else path
 
 
 def open_pipeline(source: Source, device: torch.device) -> DiffusionPipeline:

@@ -37,8 +37,6 @@ class Choices:
             if self.user[row] is not None:
                 people.setdefault(self.user[row], []).append(row)
         self.of = {user: np.array(rows) for user, rows in sorted(people.items())}
-        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(self.prompts))}
-        self.topic = np.array([numbers[prompt] for prompt in self.prompts])
 
     @property
     def width(self) -> int:
@@ -46,9 +44,12 @@ class Choices:
         return self.table.shape[1]
 
     def elsewhere(self, user: str, row: int) -> np.ndarray:
-        """The user's rows on other prompts than a row's: neither it nor one that shares a picture is among them."""
-        mine = self.of.get(user, np.array([], dtype=int))
-        return mine[self.topic[mine] != self.topic[row]]
+        """The user's rows apart from a row: neither it nor one on its prompt or with a picture of its is among them."""
+        return self.apart(self.of.get(user, np.array([], dtype=int)), np.array([row]))
+
+    def apart(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Those of rows that share no prompt and no picture with any of the others."""
+        return rows[~np.isin(self.index[rows], self.index[others]).any(1)]
 
     def look(self, rows: Any) -> Tensor:
         """Rows [...] -> features of prompt, chosen and rejected picture, [...,3,D]."""

@@ -25,10 +25,9 @@ class Eyes(Towers):
         nn.Module.__init__(self)
         self.__dict__.update(towers.__dict__)  # no copy of gigabytes
         self.levels, self.seen = levels, towers.width
-        if levels and not hasattr(self.model.visual, "forward_intermediates"):
-            raise ValueError(
-                f"the image tower {type(self.model.visual).__name__} gives no intermediate features; 0 levels"
-            )
+        tower = getattr(self.model.visual, "trunk", self.model.visual)  # timm's lie within one of open_clip's
+        if levels and not hasattr(tower, "forward_intermediates"):
+            raise ValueError(f"the image tower {type(tower).__name__} gives no intermediate features: set levels to 0")
         with torch.inference_mode():
             side = self.preprocess_cfg["size"]
             height, width = (side, side) if isinstance(side, int) else side
@@ -49,8 +48,13 @@ class Eyes(Towers):
             return super().images(pixels)
         with self.autocast():
             given = self.model.visual.forward_intermediates(pixels.to(self.device), indices=None)
-            means = [level.float().mean(dim=(2, 3)) for level in given["image_intermediates"][: self.levels]]
-            return torch.cat([F.normalize(given["image_features"].float(), dim=-1), *means], dim=-1)
+        found = given["image_intermediates"]
+        if len(found) < self.levels:
+            raise ValueError(
+                f"the image tower has {len(found)} levels of features, not {self.levels}: set levels to less"
+            )
+        means = [level.float().mean(dim=(2, 3)) for level in found[: self.levels]]
+        return torch.cat([F.normalize(given["image_features"].float(), dim=-1), *means], dim=-1)
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Tokens [N,L] -> [N,D]: the unit vector, then zeros."""

@@ -69,9 +69,10 @@ class EpisodeStream:
     def episode(self, person: str, rng: np.random.Generator) -> Rows:
         """Rows of the support, of another one, and of the query."""
         rows = rng.permutation(self.choices.of[person])
-        query = rows[: min(self.config.query, max(len(rows) // 2, 1))]
-        left = rows[len(query) :]
-        left = left[~np.isin(self.choices.topic[left], self.choices.topic[query])]
+        prompts = self.choices.index[rows, 0]
+        asked = list(dict.fromkeys(prompts.tolist()))
+        query = rows[np.isin(prompts, asked[: max(len(asked) // 2, 1)])][: self.config.query]
+        left = self.choices.apart(rows, query)
         fewest, most = self.config.support
         count = fewest if self.exactly else int(rng.integers(fewest, most + 1))
         return left[:count], left[count : count + most], query

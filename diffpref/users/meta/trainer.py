@@ -119,11 +119,13 @@ class UserEncoderTrainer:
         return report
 
     def standardise(self, choices: Choices, persons: list[str]) -> None:
-        """Mean and deviation of pictures' features, over those of the persons who train."""
+        """Mean and deviation of pictures' features, over those of the persons who train; a feature that is the same in
+        all of them keeps its unit."""
         rows = np.concatenate([choices.of[person] for person in persons])
         seen = choices.table[torch.from_numpy(np.unique(choices.index[rows, 1:]))]
         self.encoder.mean.copy_(seen.mean(0))
-        self.encoder.deviation.copy_(seen.std(0).clamp(min=1e-6))
+        deviation = seen.std(0)
+        self.encoder.deviation.copy_(deviation.where(deviation > 1e-6, 1.0))
 
     def report(self, choices: Choices, persons: list[str], held_out: list[str], last: int, started: float) -> dict:
         """Accuracy on people it was not trained on, by how many of their choices it sees; written and said."""

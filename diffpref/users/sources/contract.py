@@ -35,7 +35,7 @@ class UserSource:
         """Inputs of nobody: of the same shapes, whatever they hold."""
         raise NotImplementedError
 
-    def says(self, said: Said, values: dict[str, Any], key: int) -> Said:
+    def says(self, said: Said, values: dict[str, Any], key: int, row: int) -> Said:
         """What a row says when this user is asked; the row's own word, unless users have tastes of their own."""
         return said
 

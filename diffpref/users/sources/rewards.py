@@ -79,7 +79,7 @@ class RewardUsers(UserSource):
         """Zeros."""
         return {"user": torch.zeros(self.width)}
 
-    def says(self, said: Said, values: dict[str, Any], key: int) -> Said:
+    def says(self, said: Said, values: dict[str, Any], key: int, row: int = -1) -> Said:
         """Which pictures this user finds better, whatever the row says."""
         anew = ANEW[self.kind.name](values, self.scores(values[GIVEN], key), self.data)
         return replace(anew, items=said.items)
