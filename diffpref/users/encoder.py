@@ -36,7 +36,7 @@ from diffpref.scorer.preference import PreferenceScorer
 from diffpref.users.eyes import Eyes
 
 WEIGHTS, RECORD, FORMAT = "user_encoder.safetensors", "user_encoder.json", 1
-NEWTON = 12  # steps: a usual taste needs five
+NEWTON, NEAR = 40, 1e-7  # steps at most (six to ten are usual); the change of a log-odds that ends them
 FARTHEST = 0.05  # least first coordinate that is believed: beyond, a taste would be without bounds
 
 
@@ -90,6 +90,8 @@ class UserEncoder(nn.Module):
             step = torch.linalg.solve(curvature, ((1 - p) * d).sum(1) - (w - m))
             t = (d @ step[..., None]).abs().amax(1).clamp(min=1e-9)
             w = w + step * t.log1p() / t
+            if (t < NEAR).all():
+                break
         return w.to(support.dtype)
 
     def looks(self, image: Tensor, text: Tensor) -> Tensor:
