@@ -140,20 +140,20 @@ CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
         " the LoRA into the pipeline, fuse it and save that",
     ),
     (
-        lambda c: c.users.labels != "data" and c.users.source != "encoder",
-        "users.labels taste and difference are an encoder's word; set users.source to encoder, or leave it at data",
+        lambda c: c.users.labels != "taste" and c.users.source != "tastes",
+        "users.labels is about made-up tastes; set users.source to tastes, or leave it at taste",
     ),
     (
         lambda c: c.model.tuning == "full" and c.users.source != "none",
         "model.tuning full moves the weights that a user adapter stands on; set it to lora or user_adapter",
     ),
     (
-        lambda c: c.users.source in ("encoder", "states") and c.users.path is None,
-        "users.source encoder and states need users.path: an encoder's folder, or a file of states",
+        lambda c: c.users.source in ("encoder", "tastes", "states") and c.users.path is None,
+        "users.source encoder, tastes and states need users.path: an encoder's folder, or a file of states",
     ),
     (
-        lambda c: c.users.source == "encoder" and c.data.streaming,
-        "users.source encoder looks up a user's other pairs, which data.streaming does not keep",
+        lambda c: c.users.source in ("encoder", "tastes") and c.data.streaming,
+        "users.source encoder and tastes look pairs up, which data.streaming does not keep",
     ),
     (
         lambda c: c.users.source == "rewards" and len(c.data.scorers) < 2,

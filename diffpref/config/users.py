@@ -9,25 +9,23 @@ class UsersConfig:
     """The users that a denoiser is conditioned on; README.md says what the data need.
 
     Args:
-        source: Where users come from: few other pairs of theirs, read by an encoder (encoder); a vector learned for
-            each user of the data (table); states made before, such as those of a vision-language model (states);
-            made-up users who weigh the scorers of data.scorers, one unit direction each (rewards). With none, nobody
-            is asked.
+        source: Where users come from: few other pairs of theirs, read by an encoder (encoder); made-up users, whose
+            tastes are drawn from an encoder's prior (tastes); a vector learned for each user of the data (table);
+            states made before, such as those of a vision-language model (states); made-up users who weigh the scorers
+            of data.scorers, one unit direction each (rewards). With none, nobody is asked.
         path: The encoder's folder, or the file of states.
         support: Fewest and most pairs that an encoder is shown; how many is drawn anew for every group.
-        labels: Whose word counts (encoder). data: a pair's own, and its own user is asked. taste: any user of the data is
-            asked about any pair, and says what the encoder makes of the pairs it is shown; fewer steps learn more of
-            many tastes, as far as the encoder knows them. difference: the same, less what the population would say: for
-            an adapter on a model that has everybody's taste already (model.lora).
+        labels: What made-up tastes say of a pair (tastes): all they think of it, or its difference from what the
+            population does, for an adapter on a base that has everybody's taste already (model.lora).
         dropout: Share of groups that are trained with the null user, who gets the LoRA alone.
         width: Of the vectors of a table.
         weights: How made-up users weigh scorers: all of it on one (one_hot), or any share on each (sphere).
     """
 
-    source: Literal["none", "encoder", "table", "states", "rewards"] = "none"
+    source: Literal["none", "encoder", "tastes", "table", "states", "rewards"] = "none"
     path: str | None = None
     support: tuple[int, int] = (1, 16)
-    labels: Literal["data", "taste", "difference"] = "data"
+    labels: Literal["taste", "difference"] = "taste"
     dropout: float = 0.1
     width: int = 64
     weights: Literal["one_hot", "sphere"] = "sphere"

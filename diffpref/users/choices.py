@@ -1,6 +1,7 @@
 """The choices of many people as features, by person."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from diffpref.scorer.features import Features, view_of
+from diffpref.cache.team import Team
+from diffpref.config import RunConfig
+from diffpref.scorer.features import Features, open_features, view_of
 from diffpref.scorer.towers import Towers
 
 
@@ -28,9 +31,9 @@ class Choices:
     """
 
     def __init__(self, rows: Dataset, features: Features, towers: Towers):
-        check_columns(rows.column_names)
         self.prompts: list[str] = rows["prompt"][:]
-        self.user: list[Any] = [None if user is None else str(user) for user in rows["user_id"][:]]
+        users = rows["user_id"][:] if "user_id" in rows.column_names else [None] * len(rows)
+        self.user: list[Any] = [None if user is None else str(user) for user in users]
         self.table, self.index = tabulate(self.prompts, features, towers)
         people: dict[str, list[int]] = {}
         for row in np.flatnonzero(self.index[:, 0] >= 0).tolist():
@@ -64,9 +67,18 @@ class Choices:
         return self.look(rows) * there[..., None, None], there
 
 
-def check_columns(names: list[str]) -> None:
+def open_choices(rows: Dataset, config: RunConfig, towers: Towers, team: Team, named: bool = True) -> Choices:
+    """Features of all rows, made where they are not on disk yet. Every process must call this. named: whose they are
+    must be known."""
+    check_columns(rows.column_names, named)
+    folder = (config.cache.folder or config.output_dir / "cache") / "users"
+    apart = replace(config, cache=replace(config.cache, folder=folder))
+    return Choices(rows, open_features(rows, apart, towers, team), towers)
+
+
+def check_columns(names: list[str], named: bool = True) -> None:
     """Raise ValueError for rows that name no users, or are no pairs."""
-    if "user_id" not in names:
+    if named and "user_id" not in names:
         raise ValueError(
             f"data.path: there is no column user_id (columns {names}), and whose choices these are must be known;"
             " add it, or set users.source to none"

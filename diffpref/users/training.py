@@ -14,10 +14,17 @@ from diffpref.users.adapter import FORMAT, add_user_adapter, save_user_adapter
 from diffpref.users.embedding import UserEmbedding
 from diffpref.users.personalized import ENCODER, Bound, PersonalizedPipeline
 from diffpref.users.sources import SOURCES
-from diffpref.users.sources.encoder import SupportPairs
 from diffpref.users.sources.table import UserTable
 
+ENCODED = ("encoder", "tastes")  # sources whose users an encoder makes of pairs
 Draws = DiffusionPipeline | Bound  # what `sample` takes
+
+
+def copy_encoder(path: str, folder: Path) -> None:
+    """The encoder beside the adapter that knows its vectors."""
+    from diffpref.users.encoder import UserEncoder
+
+    UserEncoder.from_pretrained(path).save_pretrained(folder)
 
 
 class Personal:
@@ -60,8 +67,8 @@ class Personal:
     def export(self, denoiser: nn.Module, folder: Path, main: bool) -> None:
         """The adapter, and with it what a user's embedding is made with: the encoder, or the table."""
         save_user_adapter(denoiser, folder, self.facts(), main)
-        if main and isinstance(self.source, SupportPairs):
-            self.source.encoder.save_pretrained(folder / ENCODER)
+        if main and self.config.users.source in ENCODED:
+            copy_encoder(str(self.config.users.path), folder / ENCODER)
         if main and isinstance(self.module, UserTable):
             self.module.save(folder)
 

@@ -1,7 +1,6 @@
 """Training of an encoder of users: the loop of the library, around persons instead of pictures."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,15 @@ from accelerate.utils import set_seed
 from diffpref import engines
 from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers
-from diffpref.config import RunConfig
 from diffpref.data import check, load_preferences
 from diffpref.data.groups import number_of
 from diffpref.journal import Journal
 from diffpref.loop import Loop, check_trackers, in_folder
 from diffpref.report import environment, write_report
 from diffpref.run_folder import checkpoint_to_resume
-from diffpref.scorer.features import open_features, towers_fingerprint
+from diffpref.scorer.features import towers_fingerprint
 from diffpref.scorer.preference import PreferenceScorer
-from diffpref.scorer.towers import Towers
-from diffpref.users.choices import Choices
+from diffpref.users.choices import Choices, open_choices
 from diffpref.users.encoder import UserEncoder
 from diffpref.users.eyes import Eyes
 from diffpref.users.meta.config import EpisodeConfig, UserEncoderConfig
@@ -32,13 +29,6 @@ from diffpref.winrate import WinRate, win_rate
 ENCODER = "user_encoder"  # folder of the result, within the run's
 SHOWN = (0, 1, 2, 4, 8, 16)  # choices of a person, in the report
 ROUNDS = 8  # supports and queries that each held-out person is measured with
-
-
-def open_choices(rows: Any, config: RunConfig, towers: Towers, team: Team) -> Choices:
-    """Features of all rows, made where they are not on disk yet. Every process must call this."""
-    folder = (config.cache.folder or config.output_dir / "cache") / "users"
-    apart = replace(config, cache=replace(config.cache, folder=folder))
-    return Choices(rows, open_features(rows, apart, towers, team), towers)
 
 
 def split_persons(choices: Choices, share: float) -> tuple[list[str], list[str]]:
