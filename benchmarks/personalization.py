@@ -11,6 +11,7 @@ user_encoder/ and, if one was trained along, the LoRA. The judge is each user's 
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def experiment(args: argparse.Namespace) -> None:
     studio = Studio(args.folder, {name: Model(EMOJI / "pipeline", run, how) for name, run in runs.items()})
     reader = Reader(load_encoder(args.personal))
     known = reader.everyone(people.new_users(args.users))
-    plan = Plan(known, people.prompts(args.prompts), studio, QUICK if args.quick else FULL)
+    plan = Plan(known, people.prompts(args.prompts), studio, scale_of(args))
     report = header(args) | {
         "runs": {k: str(run) for k, run in runs.items()},
         "drawing": vars(how),
@@ -108,6 +109,12 @@ def experiment(args: argparse.Namespace) -> None:
     write_report(after, report)
     pictures(plan, contest, report, args.gallery)
     say(f"numbers: {after}; page: {args.gallery / 'README.md'}")
+
+
+def scale_of(args: argparse.Namespace) -> Scale:
+    """How much is drawn."""
+    scale = QUICK if args.quick else FULL
+    return replace(scale, every=scale.every | {name: int(n) for name, n in (one.split("=") for one in args.every)})
 
 
 def shown(plan: Plan) -> dict[str, Any]:
@@ -209,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--conditions", nargs="+", default=[*CONDITIONS, *EXTRAS], choices=[*CONDITIONS, *EXTRAS])
     parser.add_argument("--users", type=int, help="the first so many of the 56")
     parser.add_argument("--prompts", type=int, help="the first so many of the 36")
+    parser.add_argument("--every", nargs="+", default=[], help="4=2: of the prompts every second, for 4 pairs")
     parser.add_argument("--crowd", type=int, default=bayes.DRAWN, help="users by which the population is stood for")
     parser.add_argument("--steps", type=int, default=16, help="of the sampler")
     parser.add_argument("--bf16", action="store_true", help="draw in bfloat16, all models alike: twice as fast on some")

@@ -218,6 +218,22 @@ def test_pictures_are_drawn_once_and_kept_whole(tmp_path):
     assert Model(EMOJI / "pipeline", None, How(steps=3)).name != model.name
 
 
+def test_even_and_odd_prompts_are_put_together_in_order(tmp_path, monkeypatch):
+    """Half of the prompts first; then all, of which only the other half is drawn."""
+    drawn = []
+
+    def draw(self: Model, prompts, seeds, user) -> list[Image.Image]:
+        drawn.append(list(seeds))
+        return [Image.fromarray(np.full((32, 32, 3), seed % 251, np.uint8)) for seed in seeds]
+
+    monkeypatch.setattr(Model, "draw", draw)
+    studio = Studio(tmp_path, {"personal": Model(EMOJI / "pipeline", None, How())})
+    plans = [Plan([someone(1, 1.0)], people.prompts(3), studio, Scale(every)) for every in ({"4": 2}, {})]
+    half, whole = (plan.right("4")[0].pixels[:, 0, 0, 0].tolist() for plan in plans)
+    assert drawn == [[40_001, 40_009], [40_005]]
+    assert whole == [40_001 % 251, 40_005 % 251, 40_009 % 251] and half == [whole[0], whole[2]]
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ class Scale:
     couples: int = 12
     between: int = 6
     around: tuple[int, int] = (28, 4)
-    spread: tuple[int, int] = (8, 8)
+    spread: tuple[int, int] = (8, 6)
     candidates: int = 5
 
 
@@ -75,7 +75,14 @@ class Plan:
         return [self.own(one, condition, some, self.turn(one.user), f"right-{condition}") for one in bar]
 
     def own(self, one: Known, condition: str, numbers: Sequence[int], turn: int, name: str) -> Drawn:
-        """A user's pictures of some prompts at one of the seeds."""
+        """A user's pictures of some prompts at one of the seeds; even and odd prompts are kept apart, so that a run
+        with all prompts goes on from one with half of them."""
+        halves = [[p for p in numbers if p % 2 == rest] for rest in (0, 1)]
+        parts = [self.half(one, condition, half, turn, name) for half in halves if half]
+        return reordered(parts, np.argsort([p for half in halves for p in half]))
+
+    def half(self, one: Known, condition: str, numbers: Sequence[int], turn: int, name: str) -> Drawn:
+        """One shard."""
         seeds, what = self.seeds(numbers, turn), f"{name}/{one.user.user_id}"
         return self.studio.pictures("personal", what, self.named(numbers), seeds, one.after(condition))
 
@@ -110,6 +117,12 @@ class Plan:
             )
             for amount in AMOUNTS
         ]
+
+
+def reordered(parts: Sequence[Drawn], order: np.ndarray) -> Drawn:
+    """Several shards as one; order: where the pictures of all parts, one after the other, are to be taken from."""
+    fields = ([getattr(part, name) for part in parts] for name in ("pixels", "seen", "recognised"))
+    return Drawn(*(np.concatenate(values)[order] for values in fields))
 
 
 def spaced(count: int, wanted: int) -> list[int]:
