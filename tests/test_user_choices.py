@@ -16,13 +16,15 @@ from tiny_people import BROKEN, EACH, NAMELESS, PEOPLE, PROMPTS, choices_of, mak
 from diffpref.cache.team import Team
 from diffpref.config import CacheConfig, Config, DataConfig, ModelConfig, UsersConfig
 from diffpref.data import load_preferences
+from diffpref.data.kinds import Said
 from diffpref.users.choices import Choices
-from diffpref.users.encoder import UserEncoder
+from diffpref.users.encoder import UserEncoder, homogeneous
 from diffpref.users.meta.config import EpisodeConfig
 from diffpref.users.meta.episodes import EpisodeStream
 from diffpref.users.meta.learner import Task
 from diffpref.users.sources.contract import PRESENT
 from diffpref.users.sources.encoder import SupportPairs
+from diffpref.users.sources.tastes import DrawnTastes
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +234,43 @@ def test_a_source_needs_its_encoder_and_people(world):
         SupportPairs.build(replace(config, users=replace(config.users, path=str(world / "runs"))), rows, Team())
     with pytest.raises(ValueError, match="no column user_id"):
         SupportPairs.build(config, rows.remove_columns("user_id"), Team())
+
+
+# --- users of the encoder's prior -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["taste", "difference"])
+def test_drawn_users_say_what_the_encoder_thinks_of_them(world, choices, encoder, labels):
+    """Of every pair; with labels `difference`, beside what everybody thinks of it."""
+    config = config_of(world)
+    config = replace(config, users=replace(config.users, source="tastes", labels=labels))
+    made = DrawnTastes.build(config, load_preferences(config.data), Team())
+    nobody, said, turns = homogeneous(torch.zeros(1, made.width - 1)), Said(((0, "a"), (1, "a")), ((0, 1),)), 0
+    for row in range(0, PEOPLE * EACH, 3):
+        user = made.inputs(row, 7 * row, None)["user"][None]
+        assert torch.equal(user[0], made.inputs(row, 7 * row, "anybody")["user"])
+        assert not torch.equal(user[0], made.inputs(row, 7 * row + 1, None)["user"])
+        assert user.norm().item() == pytest.approx(1) and 10**-0.5 - 1e-6 <= user[0, 0] <= 1.04**-0.5 + 1e-6
+        prompt, chosen, rejected = choices.look([row]).unbind(1)
+        odds = encoder.scores(user, chosen, prompt) - encoder.scores(user, rejected, prompt)
+        if labels == "difference":
+            odds -= encoder.scores(nobody, chosen, prompt) - encoder.scores(nobody, rejected, prompt)
+        pairs = made.says(said, {}, 7 * row, row).pairs
+        assert pairs == (((0, 1),) if odds > 0 else ((1, 0),))
+        turns += pairs == ((1, 0),)
+    assert 20 < turns < 76  # of 96
+
+
+def test_drawn_users_need_no_names(world, encoder):
+    """And travel to the loader's processes; a row that cannot be used is known as such."""
+    config = config_of(world, "some.parquet")
+    rows = load_preferences(config.data).remove_columns("user_id")
+    made = pickle.loads(pickle.dumps(DrawnTastes.build(config, rows, Team())))
+    assert made.differences.isnan().all(1).nonzero().flatten().tolist() == [BROKEN]
+    known = [made.inputs(3, 0, None), made.absent()]
+    users = torch.stack([k["user"] for k in known])
+    found = made.module()({"user": users, PRESENT: torch.tensor([1.0, 0.0])})
+    assert torch.equal(found[0, 0], users[0]) and not found[1].any() and found.shape == (2, 1, encoder.width)
+    held = made.for_rows(rows.select(range(4)), config)
+    torch.testing.assert_close(held.differences, made.differences[:4])
+    assert made.module().id == held.id == encoder.id
