@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import tiny_sd
@@ -30,6 +30,8 @@ from diffpref.users.vlm.states import Entry, Pair, write_states
 
 USERS = ["ann", "bob"] * 5
 TUNING = {"encoder": "lora", "table": "user_adapter", "states": "user_adapter", "rewards": "lora"}
+TUNING["tastes"] = "user_adapter"
+WIDTHS = {"encoder": 8, "table": 6, "states": 8, "rewards": 2, "tastes": 8}
 SOURCES = tuple(TUNING)
 
 
@@ -66,7 +68,9 @@ def write_some_states(folder: Path) -> None:
 
 def of(world: Path, source: str, tuning: str = "user_adapter", **sections: Any) -> dict[str, Any]:
     """A short run for users, without pictures."""
-    paths = {"encoder": str(world / "user_encoder"), "states": str(world / "states.safetensors")}
+    paths = dict.fromkeys(("encoder", "tastes"), str(world / "user_encoder")) | {
+        "states": str(world / "states.safetensors")
+    }
     users = {"source": source, "dropout": 0.0, "support": [1, 3], "width": 6, "path": paths.get(source)}
     made = {"users": users, "model": {"tuning": tuning}, "sample": {"prompts": []}, "train": {"learning_rate": 1e-2}}
     made["data"] = {"scorers": ["sharp", "warm"]} if source == "rewards" else {}
@@ -128,10 +132,10 @@ def test_a_run_starts_at_the_reference_and_nobody_stays_at_the_base(world, runs,
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-7) and first["rewards/margins"] == 0
     assert last["rewards/margins"] != 0
     beside = {"pytorch_lora_weights.safetensors": TUNING[source] == "lora", "user_adapter.safetensors": True}
-    beside |= {"user_table.safetensors": source == "table", "user_encoder": source == "encoder"}
+    beside |= {"user_table.safetensors": source == "table", "user_encoder": source in ("encoder", "tastes")}
     assert {name: (folder / name).exists() for name in beside} == beside
     _, facts = read_user_adapter(folder)
-    shape = (1, *((3,) if source == "states" else ()), {"encoder": 8, "table": 6, "states": 8, "rewards": 2}[source])
+    shape = (1, *((3,) if source == "states" else ()), WIDTHS[source])
     assert (facts["width"], facts["sequence"]) == (shape[-1], source == "states")
     assert facts["encoder"] == runs[source].personal.module.id
     base = denoised(world)
@@ -200,6 +204,41 @@ def test_dropped_users_train_nothing_but_the_lora(world):
     assert any(value.any() for name, value in weights(trainer.config.run_dir).items() if "lora_B" in name)
 
 
+def test_a_lora_that_is_there_is_part_of_the_base(world, runs):
+    """On for the reference and for nobody, untouched, and written beside the adapter: what began as its equal."""
+    lora = runs["encoder"].config.run_dir
+    trainer = watched(world, "on-a-lora", "tastes", model={"lora": str(lora)}, users={"labels": "difference"})
+    folder, (encoded, noised) = trainer.config.run_dir, trainer.items[-1]
+    name = "pytorch_lora_weights.safetensors"
+    assert (folder / name).read_bytes() == (lora / name).read_bytes()
+    assert log(folder)[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    pipe = StableDiffusionPipeline.from_pretrained(world / "sd")
+    pipe.load_lora_weights(lora / name)
+    with torch.no_grad():
+        base = pipe.unet(noised.x_t, noised.t, encoder_hidden_states=encoded.conditioning["prompt_embeds"]).sample
+    assert torch.equal(trainer.learner.models.reference(noised.x_t, noised.t, encoded.conditioning), base)
+    assert torch.equal(trainer.policy(encoded, noised, present=torch.zeros(len(base))), base)
+    assert not torch.equal(trainer.policy(encoded, noised), base)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"lora": "nowhere"}}, "model.lora: cannot load a LoRA from 'nowhere'"),
+        ({"model": {"lora": "a", "tuning": "lora"}}, "model.lora is a part of the base"),
+        ({"model": {"tuning": "full"}}, "model.tuning full moves the weights"),
+        ({"users": {"source": "none"}}, "model.tuning user_adapter needs to know whose pairs"),
+        ({"users": {"labels": "difference"}}, "users.labels is about made-up tastes"),
+        ({"users": {"source": "encoder"}}, "need users.path"),
+        ({"users": {"path": "nowhere", "source": "encoder"}}, "nowhere holds no encoder of users"),
+        ({"data": {"streaming": True}, "users": {"source": "encoder", "path": "a"}}, "data.streaming does not keep"),
+    ],
+)
+def test_what_cannot_be_is_said(world, sections, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        watched(world, "not-run", "table", **sections)
+
+
 # --- support pairs ----------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +281,7 @@ def test_resuming_equals_not_stopping(world, source, tuning):
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ["encoder", "tastes", "table"])
 def test_workers_caches_and_two_passes_make_the_same_run(world, runs, source):
     """Sources live in the loader's processes, users reach the second pass over items; held-out pairs have users too."""
     data = {"num_workers": 1, "validation": str(world / "pairs.parquet"), "validation_draws": 1}

@@ -17,7 +17,8 @@ class UsersConfig:
         support: Fewest and most pairs that an encoder is shown; how many is drawn anew for every group.
         labels: What made-up tastes say of a pair (tastes): all they think of it, or its difference from what the
             population does, for an adapter on a base that has everybody's taste already (model.lora).
-        dropout: Share of groups that are trained with the null user, who gets the LoRA alone.
+        dropout: Share of groups that are trained with the null user, who gets the LoRA alone; with an adapter alone
+            they train nothing.
         width: Of the vectors of a table.
         weights: How made-up users weigh scorers: all of it on one (one_hot), or any share on each (sphere).
     """

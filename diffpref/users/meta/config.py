@@ -76,6 +76,10 @@ CONTRADICTIONS: Contradictions = [
         f"data.{', data.'.join(CUTTING)}: an encoder's towers prepare pictures in their own way and it reads every"
         " prompt; leave these keys out",
     ),
+    (
+        lambda c: c.data.validation is not None,
+        "data.validation is not read here: an encoder is measured by people held out (episodes.held_out)",
+    ),
     (lambda c: c.data.streaming, "data.streaming passes rows once; an encoder of users needs all choices of a person"),
     (lambda c: c.data.random_flip, "data.random_flip: a choice is read as it was made; leave it out"),
 ]

@@ -18,6 +18,7 @@ from diffpref.report import environment, write_report
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.scorer.features import towers_fingerprint
 from diffpref.scorer.preference import PreferenceScorer
+from diffpref.users import ENCODER
 from diffpref.users.choices import Choices, open_choices
 from diffpref.users.encoder import UserEncoder
 from diffpref.users.eyes import Eyes
@@ -26,7 +27,6 @@ from diffpref.users.meta.episodes import EpisodeStream
 from diffpref.users.meta.learner import Learner, Task, log_odds
 from diffpref.winrate import WinRate, win_rate
 
-ENCODER = "user_encoder"  # folder of the result, within the run's
 SHOWN = (0, 1, 2, 4, 8, 16)  # choices of a person, in the report
 ROUNDS = 8  # supports and queries that each held-out person is measured with
 

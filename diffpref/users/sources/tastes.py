@@ -11,6 +11,7 @@ has learned to follow every such taste follows those that the encoder reads from
 Of several that are drawn, the one is asked whose taste has most to say about the pair: |zᵀd| is greatest.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ SHORTEST, FARTHEST = 0.2, 3.0  # |δ|: after one pair a stranger's is about 0.3,
 
 
 class DrawnTastes(UserSource):
-    """Args:
-    differences: d [R,r] of every row, NaN for one that cannot be used.
-    population: m [r], or zeros where only the difference counts.
-    id: Of the encoder.
-    seed: Of all draws.
+    """Tastes drawn from the prior.
+
+    Args:
+        differences: d [R,r] of every row, NaN for one that cannot be used.
+        population: m [r], or zeros where only the difference counts.
+        id: Of the encoder.
+        seed: Of all draws.
     """
 
     def __init__(self, differences: Tensor, population: Tensor, id: str, seed: int):
@@ -71,9 +74,9 @@ class DrawnTastes(UserSource):
         return {"user": torch.zeros(self.width)}
 
     def says(self, said: Said, values: dict[str, Any], key: int, row: int) -> Said:
-        """The pair as this user puts it."""
+        """The pair as this user puts it, and how probable that is."""
         odds = (self.population + self.taste(row, key)) @ self.differences[row]
-        return turned(said) if odds < 0 else said
+        return replace(turned(said) if odds < 0 else said, probability=(float(odds.abs().sigmoid()),))
 
     def for_rows(self, rows: Dataset, config: RunConfig) -> "DrawnTastes":
         """Of the same prior, about these rows."""
