@@ -89,13 +89,15 @@ def experiment(args: argparse.Namespace) -> None:
     silence()
     how = How(steps=args.steps, bf16=args.bf16)
     runs = {"base": None, "impersonal": args.impersonal, "personal": args.personal}
-    studio = Studio(args.folder, {name: Model(EMOJI / "pipeline", run, how) for name, run in runs.items()})
+    models = {name: Model(EMOJI / "pipeline", run, how) for name, run in runs.items()}
+    models["personal"].scale = args.scale
+    studio = Studio(args.folder, models)
     reader = Reader(load_encoder(args.personal))
     known = reader.everyone(people.new_users(args.users))
     plan = Plan(known, people.prompts(args.prompts), studio, scale_of(args))
     report = header(args) | {
         "runs": {k: str(run) for k, run in runs.items()},
-        "drawing": vars(how),
+        "drawing": vars(how) | {"scale": args.scale},
         "chosen": shown(plan),
     }
     report |= before_pictures(reader, plan, args.crowd)
@@ -219,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--every", nargs="+", default=[], help="4=2: of the prompts every second, for 4 pairs")
     parser.add_argument("--crowd", type=int, default=bayes.DRAWN, help="users by which the population is stood for")
     parser.add_argument("--steps", type=int, default=16, help="of the sampler")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the user adapter")
     parser.add_argument("--bf16", action="store_true", help="draw in bfloat16, all models alike: twice as fast on some")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it works")
     parser.add_argument("--folder", type=Path, default=Path("runs/personalization"), help="where pictures are kept")

@@ -31,8 +31,8 @@ def best(plan: Plan, reader: Reader, one: Known, some: list[int], angle: float) 
     seeds, k = plan.seeds(some, plan.turn(one.user)), plan.scale.candidates
 
     def draw() -> list:
-        taste = own_taste(reader.encoder, user)
-        return best_of_neighbours(model.pipe, user, taste, names, seeds, k=k, max_angle=angle, **model.how.options)
+        taste, options = own_taste(reader.encoder, user), model.how.options | {"scale": model.scale}
+        return best_of_neighbours(model.pipe, user, taste, names, seeds, k=k, max_angle=angle, **options)
 
     return plan.studio.kept("personal", f"around-{k}-{angle:g}/{one.user.user_id}", names, seeds, user, draw)
 

@@ -51,10 +51,10 @@ class Drawn:
 
 
 class Model:
-    """A pipeline with a run's LoRA, if it has one, and with its user adapter, if it has one."""
+    """A pipeline with a run's LoRA, if it has one, and with its user adapter, if it has one; scale: of that."""
 
-    def __init__(self, base: Path, run: Path | None, how: How) -> None:
-        self.base, self.run, self.how = base, run, how
+    def __init__(self, base: Path, run: Path | None, how: How, scale: float = 1.0) -> None:
+        self.base, self.run, self.how, self.scale = base, run, how, scale
 
     @property
     def weights(self) -> list[Path]:
@@ -66,6 +66,7 @@ class Model:
     def name(self) -> str:
         """Of the weights and the way of drawing."""
         about = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.weights]
+        about += [str(self.scale)] * (self.scale != 1)
         return hashlib.sha256(json.dumps([about, asdict(self.how)]).encode()).hexdigest()[:12]
 
     @cached_property
@@ -81,7 +82,7 @@ class Model:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], user: UserEmbedding | None) -> list[Image.Image]:
         """Pictures for one user, or for nobody."""
-        bound = self.pipe.bound(user) if hasattr(self.pipe, "bound") else self.pipe
+        bound = self.pipe.bound(user, self.scale) if hasattr(self.pipe, "bound") else self.pipe
         return sample(bound, list(prompts), list(seeds), **self.how.options)
 
 

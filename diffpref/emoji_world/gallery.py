@@ -75,6 +75,7 @@ def page(sheets: list[dict]) -> str:
             "",
             "All objectives on equal terms: [objectives](objectives/README.md).",
             "Preferences of scorers instead of people: [synpic](synpic/README.md).",
+            "One person at a time, from a few pairs: [personalization](personalization/README.md).",
             "",
             "## Quickstart: the emoji world learns the majority's taste",
             "",
