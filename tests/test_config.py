@@ -22,9 +22,11 @@ from diffpref.noise import STRATEGIES, TIMESTEPS
 from diffpref.objectives import OBJECTIVES
 from diffpref.predict import REFERENCES
 from diffpref.scorer.config import load_scorer_config
+from diffpref.users.meta.config import load_encoder_config
 
 BASE = {"name": "run", "model": {"pretrained_model_name_or_path": "base"}, "data": {"path": "pairs.parquet"}}
 ROOT = pathlib.Path(__file__).parents[1]
+LOADERS = {"scorer_": load_scorer_config, "user_encoder_": load_encoder_config}  # of what is no diffusion run
 
 
 def load(folder, *overrides: str, **sections) -> Config:
@@ -128,7 +130,7 @@ def test_hash_is_of_what_is_computed_not_of_where(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_recorded_configurations_load(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    load = load_scorer_config if path.name.startswith("scorer_") else load_config
+    load = next((load for start, load in LOADERS.items() if path.name.startswith(start)), load_config)
     assert load(["--config", str(path)]).name
 
 

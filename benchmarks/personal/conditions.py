@@ -29,7 +29,7 @@ class Scale:
     every: dict[str, int]
     couples: int = 12
     between: int = 6
-    around: tuple[int, int] = (28, 4)
+    around: tuple[int, int] = (14, 4)
     spread: tuple[int, int] = (8, 6)
     candidates: int = 5
 

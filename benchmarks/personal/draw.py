@@ -65,7 +65,7 @@ class Model:
     @cached_property
     def name(self) -> str:
         """Of the weights and the way of drawing."""
-        about = [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.weights]
+        about = ["LoRAs fused", *(hashlib.sha256(file.read_bytes()).hexdigest() for file in self.weights)]
         about += [str(self.scale)] * (self.scale != 1)
         return hashlib.sha256(json.dumps([about, asdict(self.how)]).encode()).hexdigest()[:12]
 
@@ -77,6 +77,8 @@ class Model:
             narrow(pipe.unet)
         if self.run is not None and (self.run / LORA).exists():
             pipe.load_lora_weights(str(self.run), weight_name=LORA)
+            pipe.fuse_lora()  # a third faster
+            pipe.unload_lora_weights()
         personal = self.run is not None and (self.run / "user_adapter.safetensors").exists()
         return load_user_adapter(pipe, self.run) if personal else pipe
 
