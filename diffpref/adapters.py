@@ -1,5 +1,6 @@
 """LoRA in and out, in the format that stock diffusers pipelines load."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diffpref.families import Family, family_of
 from diffpref.users.adapter import user_modules
 
 ADAPTER = "default"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 # The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one
@@ -60,6 +62,8 @@ def load_base_lora(pipe: DiffusionPipeline, path: str | None) -> None:
     if path is None:
         return
     file = lora_file(path)
+    if not Path(file).exists() and not HUB_ID.fullmatch(file):
+        raise ValueError(f"model.lora: there is nothing at {path}, and a hub id it is not")
     try:
         pipe.load_lora_weights(file, use_safetensors=True)
     except (OSError, ValueError) as error:

@@ -224,11 +224,13 @@ def test_a_lora_that_is_there_is_part_of_the_base(world, runs):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"lora": "nowhere"}}, "model.lora: cannot load a LoRA from 'nowhere'"),
+        ({"model": {"lora": "nowhere"}}, "model.lora: there is nothing at nowhere"),
         ({"model": {"lora": "a", "tuning": "lora"}}, "model.lora is a part of the base"),
         ({"model": {"tuning": "full"}}, "model.tuning full moves the weights"),
         ({"users": {"source": "none"}}, "model.tuning user_adapter needs to know whose pairs"),
         ({"users": {"labels": "difference"}}, "users.labels is about made-up tastes"),
+        ({"users": {"source": "tastes", "path": "a", "labels": "difference"}}, "name its LoRA in model.lora"),
+        ({"data": {"joint": True}, "users": {"source": "encoder", "path": "a"}}, "data.joint makes pairs of two"),
         ({"users": {"source": "encoder"}}, "need users.path"),
         ({"users": {"path": "nowhere", "source": "encoder"}}, "nowhere holds no encoder of users"),
         ({"data": {"streaming": True}, "users": {"source": "encoder", "path": "a"}}, "data.streaming does not keep"),

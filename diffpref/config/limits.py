@@ -140,8 +140,16 @@ CONTRADICTIONS: Contradictions = RUN_CONTRADICTIONS + [
         " the LoRA into the pipeline, fuse it and save that",
     ),
     (
+        lambda c: c.data.joint and c.users.source in ("encoder", "tastes"),
+        "data.joint makes pairs of two people's pictures, which users.source encoder and tastes cannot read",
+    ),
+    (
         lambda c: c.users.labels != "taste" and c.users.source != "tastes",
         "users.labels is about made-up tastes; set users.source to tastes, or leave it at taste",
+    ),
+    (
+        lambda c: c.users.labels == "difference" and c.model.lora is None,
+        "users.labels difference is for a base that has everybody's taste already; name its LoRA in model.lora",
     ),
     (
         lambda c: c.model.tuning == "full" and c.users.source != "none",

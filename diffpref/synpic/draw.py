@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-import re
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import groupby
@@ -19,7 +18,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffpref.adapters import lora_file
+from diffpref.adapters import HUB_ID, lora_file
 from diffpref.cache.team import Team
 from diffpref.config import ModelConfig
 from diffpref.families import load_pipeline
@@ -29,7 +28,6 @@ from diffpref.synpic.personal import check_personal, for_user
 from diffpref.synpic.plan import Picture, Plan, Shard, Source, open_folder
 from diffpref.users.personalized import Bound
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 ROW_GROUP = 8  # pictures that are read together
 FEATURES = Features(
     {

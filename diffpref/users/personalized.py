@@ -33,6 +33,7 @@ from diffpref.users.embedding import UserEmbedding, described, layout
 PER_PROMPT = frozenset(
     f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_embeds")
 ) | {"pooled_prompt_embeds", "negative_pooled_prompt_embeds"}
+PER_PROMPT |= {"image", "mask_image", "control_image"}  # of pipelines that begin with pictures
 PER_PICTURE = frozenset(("generator", "latents"))
 
 
@@ -144,6 +145,7 @@ class PersonalizedPipeline:
                 unequal numbers of users, prompts and what goes with these; one generator for several users.
         """
         count = number_of_prompts(prompt, options)
+        check_kind(user, scale)
         users = [user] * count if user is None or isinstance(user, UserEmbedding) else list(user)
         if len(users) != count:
             raise ValueError(f"{len(users)} users for {count} prompts: give one user, or one for each prompt")
@@ -246,7 +248,23 @@ def number_of_prompts(prompt: str | list[str] | None, options: dict[str, Any]) -
     """Of a call. Raises ValueError where there is none."""
     if prompt is None and options.get("prompt_embeds") is None:
         raise ValueError("give a prompt, a list of prompts, or prompt_embeds")
-    return 1 if isinstance(prompt, str) else len(options["prompt_embeds"] if prompt is None else prompt)
+    count = 1 if isinstance(prompt, str) else len(options["prompt_embeds"] if prompt is None else prompt)
+    if not count:
+        raise ValueError("there is no prompt in the list")
+    return count
+
+
+def check_kind(user: Any, scale: Any) -> None:
+    """Raise TypeError for what is no user, such as a path, and for a scale that is no number."""
+    some = user if isinstance(user, list | tuple) else [user]
+    strange = [one for one in some if one is not None and not isinstance(one, UserEmbedding)]
+    if strange:
+        raise TypeError(
+            f"user is to be a UserEmbedding, or a list with one for each prompt, not {type(strange[0]).__name__};"
+            " UserEmbedding.load reads a file"
+        )
+    if not isinstance(scale, int | float):
+        raise TypeError(f"scale is to be a number, got {scale!r}")
 
 
 def is_each(value: Any) -> bool:

@@ -22,9 +22,9 @@ Draws = DiffusionPipeline | Bound  # what `sample` takes
 
 def copy_encoder(path: str, folder: Path) -> None:
     """The encoder beside the adapter that knows its vectors."""
-    from diffpref.users.encoder import UserEncoder
+    from diffpref.users.few_shot import load_encoder
 
-    UserEncoder.from_pretrained(path).save_pretrained(folder)
+    load_encoder(path).save_pretrained(folder)
 
 
 class Personal:
@@ -39,7 +39,7 @@ class Personal:
     """
 
     def __init__(self, config: Config, rows: Dataset | IterableDataset, team: Team):
-        self.config, self.source = config, SOURCES[config.users.source](config, rows, team)
+        self.config, self.team, self.source = config, team, SOURCES[config.users.source](config, rows, team)
         self.module = self.source.module()
         self.user = UserEmbedding.load(config.sample.user) if config.sample.user else None
         if self.user is not None:
@@ -58,7 +58,7 @@ class Personal:
 
     def held_out(self, rows: Dataset, config: Config) -> Asked:
         """Whom held-out rows are of; none of them is dropped."""
-        return Asked(self.source.for_rows(rows, config))
+        return Asked(self.source.for_rows(rows, config, self.team))
 
     def facts(self) -> dict[str, Any]:
         """What the adapter's file says of its users."""

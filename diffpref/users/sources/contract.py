@@ -9,9 +9,11 @@ from typing import Any
 from datasets import Dataset
 from torch import Tensor, nn
 
+from diffpref.cache.team import Team
 from diffpref.config import RunConfig
 from diffpref.data.kinds import Said
 
+ALONE = Team()
 PRESENT = "present"  # [N], beside a source's own inputs: 0 for nobody
 
 
@@ -39,7 +41,7 @@ class UserSource:
         """What a row says when this user is asked; the row's own word, unless users have tastes of their own."""
         return said
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "UserSource":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "UserSource":
         """The source for held-out rows; the same, unless it reads a user's other rows."""
         return self
 

@@ -13,7 +13,8 @@ from diffpref.config import Config, RunConfig
 from diffpref.noise import generator
 from diffpref.users.choices import Choices, open_choices
 from diffpref.users.encoder import UserEncoder
-from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.few_shot import load_encoder
+from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
 from diffpref.users.sources.named import named
 
 SUPPORT = 5  # which random stream of a group: the pairs that the encoder is shown
@@ -59,7 +60,7 @@ class SupportPairs(UserSource):
         Raises FileNotFoundError or ValueError for an encoder that cannot be had, and for rows without users.
         """
         assert isinstance(rows, Dataset) and config.users.path is not None  # the configuration's contradictions
-        encoder = UserEncoder.from_pretrained(config.users.path)
+        encoder = load_encoder(config.users.path)
         choices = open_choices(rows, config, encoder.scorer().towers, team)
         return cls(choices, encoder, config.users.support, config.train.seed)
 
@@ -78,9 +79,9 @@ class SupportPairs(UserSource):
         count = int(torch.randint(self.sizes[0], self.sizes[1] + 1, (1,), generator=g))
         return others[torch.randperm(len(others), generator=g)[:count].numpy()]
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "SupportPairs":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "SupportPairs":
         """Of these rows' users."""
-        choices = open_choices(rows, config, self.encoder.scorer().towers, Team())
+        choices = open_choices(rows, config, self.encoder.scorer().towers, team)
         return SupportPairs(choices, self.encoder, self.sizes, self.seed)
 
     def absent(self) -> dict[str, Tensor]:

@@ -13,12 +13,13 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
+from diffpref.cache.team import Team
 from diffpref.config import Config, DataConfig, RunConfig
 from diffpref.data.columns import read_columns
 from diffpref.data.kinds import Kind, Said, beaten, kind_of, pair, ranked
 from diffpref.data.votes import GIVEN
 from diffpref.noise import generator
-from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
 
 WEIGHTS = 7  # which random stream of a group: its user's weights
 
@@ -68,7 +69,7 @@ class RewardUsers(UserSource):
         """The weights are the user."""
         return {"user": self.direction(key)}
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "RewardUsers":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "RewardUsers":
         """The same users; what a standard deviation is, the training rows have said."""
         check_columns(rows, str(config.data.validation))
         other = copy.copy(self)

@@ -6,9 +6,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
+from diffpref.cache.team import Team
 from diffpref.config import Config, RunConfig
 from diffpref.data.columns import read_columns
-from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
 from diffpref.users.sources.named import COLUMN, named, some, users_of
 from diffpref.users.vlm.pairs import row_digest
 from diffpref.users.vlm.states import States, read_states
@@ -46,7 +47,7 @@ class StateUsers(UserSource):
         found = self.states.apart_from(self.shown.get(row, -1), name, key)
         return None if found is None else {"states": found}
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "StateUsers":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "StateUsers":
         """Of the same file; a user that it lacks is nobody."""
         return StateUsers(self.states, shown_rows(rows, self.states))
 

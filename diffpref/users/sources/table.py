@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diffpref.cache.team import Team
 from diffpref.config import Config, RunConfig
 from diffpref.noise import generator
 from diffpref.scorer.weights import damage_named, refuse_no_numbers
 from diffpref.synpic.files import written_whole
 from diffpref.users.embedding import UserEmbedding
-from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
 from diffpref.users.sources.named import named, names_in, some, users_of
 
 FILE, FORMAT, TENSOR = "user_table.safetensors", "1", "users"
@@ -63,7 +64,7 @@ class UserTable(nn.Module):
     @property
     def id(self) -> str:
         """Says which table a vector is of: names and vectors, as they are now."""
-        content = json.dumps(list(self.names)).encode() + self.vectors().cpu().numpy().tobytes()
+        content = json.dumps(list(self.names)).encode() + self.users.weight.detach().float().cpu().numpy().tobytes()
         return f"table-{hashlib.sha256(content).hexdigest()[:12]}"
 
     def save(self, folder: Path) -> Path:
@@ -115,7 +116,7 @@ class TableUsers(UserSource):
         """Any number."""
         return {"user": torch.tensor(0)}
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "TableUsers":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "TableUsers":
         """The same. Raises ValueError for rows of users that the training rows did not name."""
         if unknown := [name for name in names_in(rows) if name not in self.numbers]:
             raise ValueError(

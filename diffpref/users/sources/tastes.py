@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from diffpref.cache.team import Team
 from diffpref.config import Config, RunConfig
-from diffpref.data.kinds import Said
+from diffpref.data.kinds import WINNER_FIRST, Said
 from diffpref.noise import generator
 from diffpref.users.choices import open_choices
 from diffpref.users.encoder import UserEncoder, homogeneous
-from diffpref.users.sources.contract import PRESENT, UserSource
+from diffpref.users.few_shot import load_encoder
+from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
 from diffpref.users.sources.rewards import turned
 
 TASTES = 8  # which random stream of a group: the users of whom one is asked
@@ -53,7 +54,7 @@ class DrawnTastes(UserSource):
         Raises FileNotFoundError or ValueError for an encoder that cannot be had, and for rows that are no pairs.
         """
         assert isinstance(rows, Dataset) and config.users.path is not None  # the configuration's contradictions
-        encoder = UserEncoder.from_pretrained(config.users.path)
+        encoder = load_encoder(config.users.path)
         beside = config.users.labels == "difference"
         population = torch.zeros_like(encoder.population) if beside else encoder.population.detach()
         return cls(differences(rows, config, encoder, team), population, encoder.id, config.train.seed)
@@ -65,24 +66,27 @@ class DrawnTastes(UserSource):
         length = SHORTEST + (FARTHEST - SHORTEST) * torch.rand(1, generator=g)
         return length * z[(z @ d).abs().argmax()]
 
-    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor]:
-        """u [r+1], whoever the row's own user is."""
-        return {"user": homogeneous(self.taste(row, key))}
+    def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None:
+        """u [r+1], whoever the row's own user is; nobody where the pair could not be looked at."""
+        return None if self.differences[row].isnan().any() else {"user": homogeneous(self.taste(row, key))}
 
     def absent(self) -> dict[str, Tensor]:
         """Zeros."""
         return {"user": torch.zeros(self.width)}
 
     def says(self, said: Said, values: dict[str, Any], key: int, row: int) -> Said:
-        """The pair as this user puts it, and how probable that is."""
+        """The pair as this user puts it, who finds no two pictures equal, and how probable that is."""
         odds = (self.population + self.taste(row, key)) @ self.differences[row]
-        return replace(turned(said) if odds < 0 else said, probability=(float(odds.abs().sigmoid()),))
+        if odds.isnan():
+            return said
+        anew = replace(said, pairs=((0, 1),), **WINNER_FIRST)
+        return replace(turned(anew) if odds < 0 else anew, probability=(float(odds.abs().sigmoid()),))
 
-    def for_rows(self, rows: Dataset, config: RunConfig) -> "DrawnTastes":
+    def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "DrawnTastes":
         """Of the same prior, about these rows."""
         assert isinstance(config, Config) and config.users.path is not None
-        encoder = UserEncoder.from_pretrained(config.users.path)
-        return DrawnTastes(differences(rows, config, encoder, Team()), self.population, self.id, self.seed)
+        encoder = load_encoder(config.users.path)
+        return DrawnTastes(differences(rows, config, encoder, team), self.population, self.id, self.seed)
 
     def module(self) -> nn.Module:
         """Nothing in it trains."""
