@@ -156,7 +156,10 @@ def part(contest: outcomes.Contest, reader: Reader, name: str, report: dict[str,
     report["win_rates"][name] = contest.against(name)
     report.setdefault("concept_recognition", {})[name] = contest.fidelity(name)
     pairs = [(more, less) for more, less in ORDER if {more, less} <= contest.right.keys()]
-    report["differences"] = {f"{more} - {less}": contest.more(more, less) for more, less in pairs}
+    report["differences"] = {
+        f"{more} - {less}": {f"over {rival}": contest.more(more, less, rival) for rival in ("base", "impersonal")}
+        for more, less in pairs
+    }
 
 
 ORDER = (("4", "1"), ("16", "4"), ("16", "1"), ("oracle", "16"), ("2", "1"), ("4", "2"), ("8", "4"), ("16", "8"))

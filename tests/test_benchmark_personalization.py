@@ -156,12 +156,13 @@ def test_win_rates_of_right_and_wrong_users_by_hand(tmp_path):
     assert found["over impersonal"]["each_user"] == [1.0, 1.0, 0.75, 1.0]
     assert found["wrong over base"]["each_user"] == [0.5, 1.0, 0.0, 0.75]
     assert found["right over wrong"]["each_user"] == [1.0, 0.0, 1.0, 1.0]
+    assert found["right - wrong over base"]["value"] == pytest.approx((0.5 - 0.25 + 0.5 + 0.25) / 4)
     assert found["over base"]["low"] < found["over base"]["value"] < found["over base"]["high"]
 
 
 def test_more_pairs_are_compared_on_the_prompts_of_both(tmp_path):
     """Of the first prompt alone: 16 pairs win 3 of 4, 4 pairs all."""
-    found = contest(tmp_path).more("16", "4")
+    found = contest(tmp_path).more("16", "4", "base")
     assert found["value"] == -0.25 and found["n"] == 4
     assert contest(tmp_path).impersonal()["value"] == 0.25
 

@@ -104,15 +104,19 @@ class Contest:
         rows = {"right over wrong": [won(u, w).mean(0) for u, w in zip(own, wrong, strict=True)]}
         for model, rival in rivals.items():
             rows[f"wrong over {model}"] = [won(w, r).mean(0) for w, r in zip(wrong, rival, strict=True)]
-        return {name: self.grid(values, numbers).measured() for name, values in rows.items()}
+        found = {name: self.grid(values, numbers).measured() for name, values in rows.items()}
+        for model, rival in rivals.items():
+            less = won(own, rival) - np.array(rows[f"wrong over {model}"])
+            found[f"right - wrong over {model}"] = self.grid(less, numbers).measured(mean)
+        return found
 
-    def more(self, condition: str, than: str) -> dict[str, Any]:
-        """The difference of two conditions' win rates over the base, on the prompts of both."""
+    def more(self, condition: str, than: str, rival: str) -> dict[str, Any]:
+        """The difference of two conditions' win rates over a rival, on the prompts of both."""
         both = sorted({*self.plan.numbers(condition)} & {*self.plan.numbers(than)})
-        base, values = self.nobodys("base", both), []
+        theirs, values = self.nobodys(rival, both), []
         for one in (condition, than):
             numbers = self.plan.numbers(one)
-            values.append(won(self.own(one)[:, [numbers.index(p) for p in both]], base))
+            values.append(won(self.own(one)[:, [numbers.index(p) for p in both]], theirs))
         return self.grid(values[0] - values[1], both).measured(mean)
 
     def impersonal(self) -> dict[str, Any]:

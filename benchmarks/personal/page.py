@@ -44,12 +44,31 @@ over the impersonal LoRA.
 
 ## Differences
 
-| | win rate over the base |
-|---|---|
-{lines(f"| {name} pairs | {spanned(row)} |" for name, row in report["differences"].items())}
+On the prompts of both, user by user:
+
+| | win rate over base | over impersonal |
+|---|---|---|
+{differences(report)}
 
 Hardware: {report["environment"]["hardware"]}, shared with other work. Drawing: {drawing(report["drawing"])}.
 """
+
+
+WRONG = "right - wrong over"
+
+
+def differences(report: dict[str, Any]) -> str:
+    """Lines of the last table."""
+    rows = [(f"{name} pairs", row, "over") for name, row in report["differences"].items()]
+    rows += [(f"right less wrong, {n} pairs", row, WRONG) for n, row in report["win_rates"].items() if n.isdigit()]
+    made = []
+    for name, row, what in rows:
+        cells = [spanned(row[key]) for rival in RIVALS if (key := f"{what} {rival}") in row]
+        made.append(f"| {name} | {' | '.join(cells)} |")
+    return lines(made)
+
+
+RIVALS = ("base", "impersonal")
 
 
 def lines(rows: Any) -> str:
