@@ -109,8 +109,10 @@ def experiment(args: argparse.Namespace) -> None:
         say(f"{condition}: {headline(report)}")
     report["bound"] = beside.bounds(contest, people.held_out(), args.crowd)
     write_report(after, report)
-    pictures(plan, contest, report, args.gallery)
-    say(f"numbers: {after}; page: {args.gallery / 'README.md'}")
+    say(f"numbers: {after}")
+    if "4" in contest.right:  # the page is about four pairs
+        pictures(plan, contest, report, args.gallery)
+        say(f"page: {args.gallery / 'README.md'}")
 
 
 def scale_of(args: argparse.Namespace) -> Scale:
@@ -231,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gallery", type=Path, default=GALLERY, help="folder of the sheet")
     parser.add_argument("--out", type=Path, help="JSON file; one in benchmarks/results/ if none")
     args = parser.parse_args(argv)
+    if "around" in args.conditions and "4" not in args.conditions:
+        parser.error("--conditions: around is compared with the pictures of 4 pairs; name 4 as well, before it")
     torch.set_num_threads(1)
     STAGES[args.stage](args)
 
