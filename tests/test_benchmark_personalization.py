@@ -297,3 +297,19 @@ def test_the_command_draws_measures_and_goes_on(tmp_path, monkeypatch):
     assert list(found["win_rates"]) == ["4", "1"] and found["rps"]["RPS over base"]["n"] == 2
     page = (tmp_path / "page" / "README.md").read_text()
     assert "nan" not in page and all((tmp_path / "page" / name).exists() for name in ("sheet.png", "curves.png"))
+
+
+def test_stored_results_hold_what_is_said_of_them():
+    """After four pairs: over the base, over the impersonal LoRA, right over wrong, concepts kept; and the bound."""
+    files = (ROOT / "benchmarks" / "results").glob("personalization-*.json")
+    stored = [json.loads(path.read_text()) for path in files if "-bound-" not in path.name]
+    assert stored
+    for report in stored:
+        wins, bounds = report["win_rates"], report["bound"]
+        assert {"hardware", "python", "torch", "diffpref"} <= report["environment"].keys()
+        assert wins["4"]["over base"]["value"] >= 0.76 and wins["4"]["over base"]["low"] > 0.70
+        assert wins["4"]["over impersonal"]["low"] > 0.55 and wins["4"]["right over wrong"]["low"] > 0.5
+        assert report["concept_recognition"]["4"]["personal - impersonal"]["value"] > -0.03
+        for n, row in wins.items():
+            assert all(found["low"] <= found["value"] <= found["high"] for found in row.values())
+            assert row["over base"]["value"] <= bounds[n]["drawn: over base"]["value"]

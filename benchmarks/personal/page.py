@@ -22,6 +22,8 @@ on. A user is known by pairs on *other* concepts, made with the world's noise. A
 impersonal LoRA and personal pictures share prompt and seed. The rows above are users {rows_shown(chosen)}, not the
 best ones. Intervals: 95 %, bootstrap over users and prompts, variances combined.
 
+{goals(report)}
+
 ## How often are the pictures liked better?
 
 **Bound**: an exact Bayesian, who knows how users are made, sees the same pairs, and picks the best out of every picture
@@ -30,7 +32,8 @@ that any of the models drew at that prompt and seed for anybody.
 {wins(report)}
 
 *Wrong* are pictures drawn after another user's pairs: the mean over all {chosen["users"] // 4 - 1} or so others that
-share the user's seeds. The impersonal LoRA itself: {spanned(report["impersonal"])} over the base. The personal model
+share the user's seeds. Rows have {counted(chosen["prompts_of"])} prompts; only the differences at the end of this page
+compare them on the same ones. The impersonal LoRA itself: {spanned(report["impersonal"])} over the base. The personal model
 without a user: {spanned(report["nobody"]["over base"])} over the base, {spanned(report["nobody"]["over impersonal"])}
 over the impersonal LoRA.
 
@@ -54,13 +57,42 @@ Hardware: {report["environment"]["hardware"]}, shared with other work. Drawing: 
 """
 
 
+def counted(prompts_of: dict[str, int]) -> str:
+    """Prompts by number of pairs."""
+    return ", ".join(f"{count} ({n})" for n, count in sorted(prompts_of.items(), key=lambda one: order(one[0])))
+
+
+def goals(report: dict[str, Any]) -> str:
+    """What was wanted before anything was measured, and what became of it; the parts that were measured."""
+    wins, rows = report["win_rates"]["4"], []
+    base, impersonal, wrong = (wins.get(name) for name in ("over base", "over impersonal", "wrong over impersonal"))
+    rows.append(("over the base ≥ 0.76, above 0.70 for certain", base, base["value"] >= 0.76 and base["low"] > 0.7))
+    rows.append(("over the impersonal LoRA above 0.55 for certain", impersonal, impersonal["low"] > 0.55))
+    if wrong:
+        less = wins["right - wrong over impersonal"]
+        rows.append(("right above wrong users for certain, over the impersonal LoRA", less, less["low"] > 0))
+        rows.append(("wrong users not above the impersonal LoRA", wrong, wrong["value"] <= 0.5))
+    for more in ("16 - 4", "4 - 1"):
+        if row := report["differences"].get(more):
+            row = row["over impersonal"]
+            rows.append((f"{more} pairs ≥ 0, over the impersonal LoRA", row, row["value"] >= 0))
+    if "interpolation" in report:
+        rho = report["interpolation"]["spearman"]
+        rows.append(("between two users: Spearman's ρ ≥ 0.9, picture by picture", rho, rho["value"] >= 0.9))
+    kept = report["concept_recognition"]["4"]["personal - impersonal"]
+    rows.append(("concept recognised falls by less than 3 points", kept, kept["value"] > -0.03))
+    table = [f"| {name} | {spanned(row)} | {'yes' if met else '**no**'} |" for name, row, met in rows]
+    return lines(["| goal, after 4 pairs | found | met |", "|---|---|---|", *table])
+
+
 WRONG = "right - wrong over"
 
 
 def differences(report: dict[str, Any]) -> str:
     """Lines of the last table."""
     rows = [(f"{name} pairs", row, "over") for name, row in report["differences"].items()]
-    rows += [(f"right less wrong, {n} pairs", row, WRONG) for n, row in report["win_rates"].items() if n.isdigit()]
+    wins = {n: report["win_rates"][n] for n in sorted(report["win_rates"], key=order)}
+    rows += [(f"right less wrong, {n} pairs", row, WRONG) for n, row in wins.items() if n.isdigit()]
     made = []
     for name, row, what in rows:
         cells = [spanned(row[key]) for rival in RIVALS if (key := f"{what} {rival}") in row]
