@@ -34,8 +34,9 @@ that any of the models drew at that prompt and seed for anybody.
 *Wrong* are pictures drawn after another user's pairs: the mean over all {chosen["users"] // 4 - 1} or so others that
 share the user's seeds. Rows have {counted(chosen["prompts_of"])} prompts; only the differences at the end of this page
 compare them on the same ones. The impersonal LoRA itself: {spanned(report["impersonal"])} over the base, so that most
-of a win rate over the base is everybody's taste. The personal model without a user: {spanned(report["nobody"]["over base"])} over the base, {spanned(report["nobody"]["over impersonal"])}
-over the impersonal LoRA.
+of a win rate over the base is everybody's taste. The personal model without a user:
+{spanned(report["nobody"]["over base"])} over the base, {spanned(report["nobody"]["over impersonal"])} over the
+impersonal LoRA.
 
 ![win rates by number of pairs, and the way between two users](curves.png)
 
