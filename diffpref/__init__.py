@@ -1,18 +1,16 @@
 """Preference fine-tuning for diffusers."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from diffpref.users import encode_user, load_user_adapter
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0.dev0"
-__all__ = ["encode_user", "load_user_adapter"]
+
+# What most people need, imported when it is asked for: `import diffpref` loads no torch.
+WHERE = {"encode_user": "diffpref.users.few_shot", "load_user_adapter": "diffpref.users.personalized"}
+__all__ = ["encode_user", "load_user_adapter"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    """What most people need of diffpref.users, imported when it is asked for: `import diffpref` loads no torch."""
-    if name not in __all__:
+    if name not in WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import diffpref.users as users
-
-    return getattr(users, name)
+    return getattr(import_module(WHERE[name]), name)

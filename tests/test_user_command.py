@@ -22,6 +22,7 @@ from diffpref.synpic import plan
 from diffpref.users import UserEmbedding, adapter, best_of_neighbours, encode_user, personalized
 from diffpref.users.adapter import save_user_adapter
 from diffpref.users.consensus import own_taste
+from diffpref.users.files import ADAPTER
 from diffpref.users.vlm.states import Entry, write_states
 
 
@@ -220,7 +221,7 @@ def test_pictures_without_users_keep_their_keys(world):
 
 
 def test_names_of_files_are_the_adapters():
-    assert diffpref.users.ADAPTER == adapter.FILE
+    assert ADAPTER == adapter.FILE
 
 
 READ, ME = ["--user-adapter", "{world}/run"], ["--user", "{world}/me.safetensors"]

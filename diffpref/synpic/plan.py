@@ -14,7 +14,7 @@ from typing import Any
 
 from diffpref.config.identity import flatten
 from diffpref.synpic.files import written_whole
-from diffpref.users import ADAPTER, ENCODER
+from diffpref.users.files import ADAPTER, ENCODER
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes part of file names
 SETTINGS = "settings.json"

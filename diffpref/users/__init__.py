@@ -18,7 +18,6 @@ __all__ = [
     "load_user_adapter",
 ]  # fmt: skip
 
-ADAPTER, ENCODER = "user_adapter.safetensors", "user_encoder"  # file and folder, in the folder of a run
 WHERE = {
     "Pair": "few_shot",
     "PersonalizedPipeline": "personalized",

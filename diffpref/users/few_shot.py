@@ -14,9 +14,9 @@ from diffpref.data import check, kind_of, load_preferences
 from diffpref.data.kinds import Kind, Row
 from diffpref.scorer.preference import PreferenceScorer
 from diffpref.scorer.score import Ready, batches
-from diffpref.users import ENCODER
 from diffpref.users.embedding import UserEmbedding
 from diffpref.users.encoder import UserEncoder
+from diffpref.users.files import ENCODER
 
 SIDES = ("chosen", "rejected")
 BATCH = 32  # pictures at once

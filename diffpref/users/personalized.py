@@ -18,7 +18,6 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from diffpref.users import ADAPTER, ENCODER
 from diffpref.users.adapter import (
     family_name,
     has_user_adapter,
@@ -29,6 +28,7 @@ from diffpref.users.adapter import (
     user_parameters,
 )
 from diffpref.users.embedding import UserEmbedding, described, layout
+from diffpref.users.files import ADAPTER, ENCODER
 
 PER_PROMPT = frozenset(
     f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_embeds")

@@ -18,10 +18,10 @@ from diffpref.report import environment, write_report
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.scorer.features import towers_fingerprint
 from diffpref.scorer.preference import PreferenceScorer
-from diffpref.users import ENCODER
 from diffpref.users.choices import Choices, open_choices
 from diffpref.users.encoder import UserEncoder
 from diffpref.users.eyes import Eyes
+from diffpref.users.files import ENCODER
 from diffpref.users.meta.config import EpisodeConfig, UserEncoderConfig
 from diffpref.users.meta.episodes import EpisodeStream
 from diffpref.users.meta.learner import Learner, Task, log_odds
