@@ -20,7 +20,7 @@ Made by `{report["command"]}` from the JSON in benchmarks/results; not written b
 {chosen["users"]} simulated users whose choices no training saw, {chosen["prompts"]} concepts no preference was trained
 on. A user is known by pairs on *other* concepts, made with the world's noise. A user's true utility judges; base,
 impersonal LoRA and personal pictures share prompt and seed. The rows above are users {rows_shown(chosen)}, not the
-best ones. Intervals: 95 %, bootstrap over users and prompts, variances combined.
+best ones. Intervals: 95 %, bootstrap over users and prompts, variances combined.{report.get("note", "")}
 
 {goals(report)}
 
