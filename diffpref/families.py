@@ -250,9 +250,9 @@ def load_pipeline(config: ModelConfig, **components: nn.Module) -> DiffusionPipe
 def align(modules: dict[str, nn.Module]) -> None:
     """Put weights on the CPU into memory of torch's own. A file maps them to wherever they begin in it, and there
     products of matrices may round otherwise from one process to the next: a run would not repeat to the bit."""
-    for parameter in (p for module in modules.values() for p in module.parameters()):
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
+    for tensor in (t for module in modules.values() for t in (*module.parameters(), *module.buffers())):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def refuse_no_numbers(modules: dict[str, nn.Module], path: str) -> None:
