@@ -107,13 +107,19 @@ class Loop:
                 f" {self.groups_per_step()} (processes x train_batch_size x gradient_accumulation_steps)"
             )
         self.checkpoints.load(checkpoint)
-        self.schedule.load_state_dict(state["schedule"])
+        self.load_schedule(state["schedule"])
         self.journal.load_state_dict(state["journal"])
         self.spikes.load_state_dict(state["spikes"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.print(f"resuming from {checkpoint}")
         return state["step"], state["data"]
+
+    def load_schedule(self, state: dict) -> None:
+        """Go on at the checkpoint's learning rate: torch's schedule would set it only after the next step."""
+        self.schedule.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -304,18 +303,27 @@ def test_pairs_of_one_person_need_no_name(llava: str, tmp_path: Path) -> None:
 
 # --- what is there is not made again ----------------------------------------------------------------------------------
 
-COMMAND = "import sys; from diffpref.users.vlm import describe; describe(sys.argv[1:])"
+# A process that gets SIGKILL while it puts the third set into its place.
+DYING = """
+import os, signal, sys
+from diffpref.users.vlm import describe
+names = []
+def hook(event, args):
+    if event == "os.rename" and ".unfinished" in str(args[1]):
+        names.append(args[1])
+        if len(names) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+describe(sys.argv[1:])
+"""
 
 
 def test_a_killed_run_is_gone_on_with(llava: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data = write(tmp_path / "pairs.parquet", [f"user {i % 10}" for i in range(20)])
     out, options = tmp_path / "users.safetensors", ("--tokens", "40")
     line = [data, "--model", llava, "--out", str(out), "--pairs", "2", "--device", "cpu", *options]
-    process = subprocess.Popen([sys.executable, "-W", "error", "-c", COMMAND, *line], stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(tmp_path.glob("users.safetensors.unfinished/[0-9a-f]*"))) < 2:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and not out.exists()
+    died = subprocess.run([sys.executable, "-W", "error", "-c", DYING, *line], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL and not out.exists(), died.stderr
     parts = list(tmp_path.glob("users.safetensors.unfinished/[0-9a-f]*"))
     states = run(data, llava, out, *options)
     assert f"described {10 - len(parts)} sets, {len(parts)} were there" in capsys.readouterr().out
