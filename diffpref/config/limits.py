@@ -54,6 +54,7 @@ LIMITS: Limits = RUN_LIMITS | {
     "noise.timestep_list": ("must be timesteps from 0 to 999", lambda x: x and all(0 <= t < 1000 for t in x)),
     "noise.inversion_steps": POSITIVE,
     "noise.inversion_eta": NOT_NEGATIVE,
+    "reference.draws": POSITIVE,
     "objective.beta": POSITIVE,
     "objective.margin_cap": POSITIVE,
     "objective.winner_anchor": NOT_NEGATIVE,

@@ -24,6 +24,8 @@ class NoiseConfig:
         inversion_eta: Fresh noise added at each step, in units of DDIM's own.
         inversion_grid: exact ends at the timestep drawn; snap takes the grid that was published, whose noise level is
             another than the timestep says.
+        source: What draws the noise: torch's generator on the CPU, or a counter-based one, Philox, that gives the same
+            noise on every device and needs no copy to it.
     """
 
     strategy: Literal["shared", "shared_latent", "independent", "ddim", "renoise", "flow"] = "shared"
@@ -37,6 +39,7 @@ class NoiseConfig:
     inversion_network: Literal["reference", "policy"] = "reference"
     inversion_eta: float = 0.0
     inversion_grid: Literal["exact", "snap"] = "exact"
+    source: Literal["generator", "philox"] = "generator"
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,11 @@ class ReferenceConfig:
 
     Args:
         kind: The same model with its adapter off, or a frozen copy made before training (the choice for full
-        fine-tuning).
+            fine-tuning).
+        draws: Keep the reference's errors on disk for so many fixed timesteps and noises of each group, and train on
+            these draws only: runs with other rates, β or objectives share them. It changes the estimator: gradients
+            are right on average over the draws that were kept, not over all. Fresh draws when not given.
     """
 
     kind: Literal["adapter_off", "frozen_copy"] = "adapter_off"
+    draws: int | None = None

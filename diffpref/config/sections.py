@@ -21,6 +21,8 @@ class ModelConfig:
         revision: Hub revision.
         variant: Weight variant, such as fp16.
         dtype: Of the frozen base weights. Trainable weights are fp32 in any case.
+        attention: Kernel of the denoiser's attention: auto leaves the choice to torch, except on Hopper, where cuDNN's
+            goes first; sdpa is torch's choice everywhere. What cannot be had is an error.
         lora: File or folder of a LoRA that is part of the base: loaded, frozen, on in the reference, too, and written
             beside the result. Only with tuning user_adapter.
         tuning: A LoRA on the denoiser, all of its weights, or none of them: with users.source, a user adapter is
@@ -31,6 +33,7 @@ class ModelConfig:
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "xformers"] = "auto"
     lora: str | None = None
     tuning: Literal["lora", "full", "user_adapter"] = "lora"
 
@@ -221,12 +224,18 @@ class TrainConfig(LoopConfig):
             graph, then each item is run again with its coefficient: one more forward pass, the memory of so few items.
         gradient_noise_draws: Draws of timesteps and noise from which the variance of a batch's gradient is estimated
             whenever held-out preferences are measured; 0 for none.
+        kernel: Who reduces predictions to errors: Triton kernels, PyTorch, or (auto) the former on a CUDA device.
+        compile: torch.compile's backend for the denoiser: a transformer block by block, a UNet whole.
+        channels_last: Keep the convolutions' weights and inputs in channels-last layout.
         drift_alarm: Standard errors by which the winners' drift must exceed zero before the alarm speaks.
         on_drift: At the alarm, say so and go on, or stop early and conclude.
     """
 
     gradient_cache: int | None = None
     gradient_noise_draws: int = 0
+    kernel: Literal["auto", "torch", "triton"] = "auto"
+    compile: Literal["none", "inductor", "aot_eager", "eager"] = "none"
+    channels_last: bool = False
     drift_alarm: float = 4.0
     on_drift: Literal["warn", "stop"] = "warn"
 
