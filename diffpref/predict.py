@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffpref.batch import USERS, Conditioning
 from diffpref.families import Family
+from diffpref.speed.toggle import lora_off, trained_lora
 from diffpref.users.adapter import has_user_adapter, user_adapter_off
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]  # a context in which the yielded module is the reference
@@ -17,27 +18,16 @@ Reference = Callable[[], AbstractContextManager[nn.Module]]  # a context in whic
 
 def adapter_off(denoiser: nn.Module) -> Reference:
     """The policy itself with its adapters off, a LoRA and one of users: no second copy in memory. Right while the base
-    weights are frozen. It knows no users, whoever it is asked for."""
+    weights are frozen. It knows no users, whoever it is asked for. Both must be there when this is called."""
+    layers = trained_lora(denoiser)
+    users_off = user_adapter_off if has_user_adapter(denoiser) else nullcontext
 
     @contextmanager
     def reference() -> Iterator[nn.Module]:
-        with lora_off(denoiser), user_adapter_off(denoiser) if has_user_adapter(denoiser) else nullcontext():
+        with lora_off(layers), users_off(denoiser):
             yield denoiser
 
     return reference
-
-
-@contextmanager
-def lora_off(denoiser: nn.Module) -> Iterator[None]:
-    """The denoiser without the LoRA that trains, if one does."""
-    if not any("lora_" in name for name, p in denoiser.named_parameters() if p.requires_grad):
-        yield  # one that does not train is a part of the base
-        return
-    denoiser.disable_adapters()
-    try:
-        yield
-    finally:  # also after an exception: a policy left without its adapter would go on training nothing
-        denoiser.enable_adapters()
 
 
 def frozen_copy(denoiser: nn.Module) -> Reference:
