@@ -1,6 +1,5 @@
 """A run that is killed and resumed ends as one that was not: to the bit, wherever the kill fell."""
 
-import multiprocessing
 import random
 import signal
 import subprocess
@@ -9,12 +8,11 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from forked import CONTEXT
 from tiny_runs import ENV, ROOT, command, log, make_world, same, settings, train_and_die, train_process
 
 from diffpref.checkpoint import checkpoints
 
-CONTEXT = multiprocessing.get_context("forkserver")  # the imports once, then a fork for each run
-CONTEXT.set_forkserver_preload(["diffpref.trainer", "tiny_runs"])
 LATEST = ["--train.resume_from_checkpoint", "latest"]
 
 GRID = {

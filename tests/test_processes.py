@@ -1,9 +1,11 @@
-"""Two and four processes, DDP and FSDP2, on the CPU through torchrun: the same groups, so the same weights."""
+"""Two and four processes, DDP and FSDP2, on the CPU: the same groups, so the same weights."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_runs import distance, log, make_world, run, settings, torchrun, weights
+from forked import torchrun as as_torchrun
+from tiny_runs import command, distance, log, make_world, run, settings, torchrun, weights
 
 STEPS = 20
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -31,6 +33,11 @@ def split(processes: int, accumulation: int = 1) -> dict:
     }
 
 
+def forked(processes: int, *arguments: str, **engine: str) -> subprocess.CompletedProcess:
+    """As torchrun starts them, without its seconds of imports."""
+    return as_torchrun(processes, command(*arguments), **engine)
+
+
 @pytest.fixture(scope="module")
 def alone(world) -> Path:
     """The folder of the run in one process."""
@@ -43,13 +50,13 @@ def test_accumulation_equals_a_larger_batch(world, alone):
 
 
 @pytest.mark.parametrize(
-    ("processes", "engine"),
-    [(2, {}), pytest.param(4, {}, marks=pytest.mark.slow), (2, FSDP2)],
+    ("start", "processes", "engine"),
+    [(torchrun, 2, {}), (forked, 4, {}), (forked, 2, FSDP2)],
     ids=["ddp-2", "ddp-4", "fsdp2-2"],
 )
-def test_processes_equal_one(world, alone, processes, engine):
+def test_processes_equal_one(world, alone, start, processes, engine):
     name = f"{'fsdp' if engine else 'ddp'}-{processes}"
-    done = torchrun(processes, *settings(world, name, **split(processes)), **engine)
+    done = start(processes, *settings(world, name, **split(processes)), **engine)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = world / "runs" / name
     assert distance(folder, alone) < 1e-6
@@ -68,7 +75,7 @@ def test_a_run_goes_on_with_another_engine(world, alone):
     """Checkpoints hold whole weights: begun with two sharded processes, finished with one, and the other way round."""
     short = split(2)
     short["train"]["max_train_steps"] = 10
-    done = torchrun(2, *settings(world, "moved", **short), **FSDP2)
+    done = forked(2, *settings(world, "moved", **short), **FSDP2)
     assert done.returncode == 0, done.stderr[-3000:]
     latest = {"resume_from_checkpoint": "latest"}
     _, _, folder = run(world, "moved", **(split(1) | {"train": split(1)["train"] | latest}))
@@ -86,7 +93,7 @@ def test_a_coupled_objective_sees_the_groups_of_all_processes(world, objective, 
     _, _, expected = run(world, f"{name}-alone", **whole)
     parts = split(2, 2) | settings_of
     parts["train"] |= few | {"gradient_cache": 1}
-    done = torchrun(2, *settings(world, name, **parts), **engine)
+    done = forked(2, *settings(world, name, **parts), **engine)
     assert done.returncode == 0, done.stderr[-3000:]
     assert distance(world / "runs" / name, expected) < 1e-6
     assert log(world / "runs" / name)[-1]["loss"] == pytest.approx(log(expected)[-1]["loss"], rel=1e-5)
@@ -97,7 +104,7 @@ def test_held_out_pairs_and_gradient_noise_beside_two_processes(world, alone):
     watched = split(2)
     watched["train"] |= {"gradient_noise_draws": 2}
     watched |= {"data": {"validation": str(world / "pairs.parquet")}, "sample": {"validation_steps": 10}}
-    done = torchrun(2, *settings(world, "watched", **watched))
+    done = forked(2, *settings(world, "watched", **watched))
     assert done.returncode == 0, done.stderr[-3000:]
     assert distance(world / "runs" / "watched", alone) < 1e-6
     noted = [line for line in log(world / "runs" / "watched") if "gradient/variance" in line]
@@ -108,13 +115,13 @@ def test_held_out_pairs_and_gradient_noise_beside_two_processes(world, alone):
 def test_gradient_noise_is_refused_where_weights_are_sharded(world):
     noisy = split(2) | {"data": {"validation": str(world / "pairs.parquet")}}
     noisy["train"] |= {"gradient_noise_draws": 2}
-    done = torchrun(2, *settings(world, "noisy", **noisy), **FSDP2)
+    done = forked(2, *settings(world, "noisy", **noisy), **FSDP2)
     assert done.returncode != 0
     assert "train.gradient_noise_draws needs whole weights in each process" in done.stderr
 
 
 def test_a_fault_of_one_process_ends_all(world):
     lost = settings(world, "lost", data={"path": "nowhere.parquet"})
-    done = torchrun(2, *lost)
+    done = forked(2, *lost)
     assert done.returncode != 0
     assert "process 0: error: data.path: no data set at 'nowhere.parquet'" in done.stderr

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
-from tiny_runs import PIPELINES, call, command, distance, launch, make_world, run, settings, weights
+from tiny_runs import PIPELINES, command, distance, launch, make_world, run, settings, weights
 
 STOCK = """
 import sys, numpy, torch
@@ -207,7 +208,7 @@ def test_an_unavailable_tracker_is_refused(world):
 )
 def test_a_mistake_is_one_clear_line(world, change, message):
     arguments = settings(world, "mistake", **change)
-    done = call(command(*arguments))
+    done = forked.call(command(*arguments))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert message in done.stderr and not (world / "runs" / "mistake").exists()
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -48,7 +49,7 @@ def test_a_newcomers_path(world, tmp_path):
     """Four pairs of files -> me.safetensors, by the real command -> my pictures."""
     me, run = tmp_path / "me.safetensors", str(world / "run")
     line = ["user", "embed", str(world / "mine"), "--encoder", run, "--out", str(me), "--name", "me"]
-    done = call([sys.executable, "-m", "diffpref.cli", *line])
+    done = forked.call([sys.executable, "-m", "diffpref.cli", *line])
     assert done.returncode == 0, done.stderr
     assert f"4 choices -> {me} (width 8, of " in done.stdout
     assert torch.equal(UserEmbedding.load(me).states, UserEmbedding.load(world / "me.safetensors").states)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import tiny_sd
-from tiny_runs import call, command, log, run, settings, weights
+from tiny_runs import command, log, run, settings, weights
 from tiny_users import tiny_encoder
 
 from diffpref.batch import USERS as KNOWN
@@ -324,7 +325,7 @@ def test_the_command_draws_for_the_user_it_is_given(world):
     UserEmbedding(torch.tensor([1.0, 0.0]), "rewards: sharp, warm").save(world / "me.safetensors")
     sample = {"prompts": ["a cat", "a dog"], "images_per_prompt": 1, "user": str(world / "me.safetensors")}
     judge = {"measures": {"light": "tiny_runs.brightness"}}
-    done = call(command(*settings(world, "drawn", **of(world, "rewards", sample=sample, judge=judge))))
+    done = forked.call(command(*settings(world, "drawn", **of(world, "rewards", sample=sample, judge=judge))))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = world / "runs" / "drawn"
     light = json.loads((folder / "report.json").read_text())["measures"]["light"]
