@@ -25,7 +25,7 @@ quickstart: $(STAMP)  ## teach the small world a taste and show what changed: a 
 	@$(LAUNCH) diffpref/train.py --config configs/quickstart.yaml --overwrite true $(ARGS)
 
 test: $(STAMP)  ## all tests (some of them: make test ARGS='-k objectives')
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 style: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """The optimisers by name."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,9 +10,12 @@ from torch.optim import Optimizer
 from diffpref.config import LoopConfig
 
 
-def adamw(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
-    """torch's AdamW."""
-    return torch.optim.AdamW(parameters, **settings)
+def adamw(parameters: Iterable[nn.Parameter], fused: bool = True, **settings) -> Optimizer:
+    """torch's AdamW: one kernel for all parameters, or one operation after the other."""
+    return torch.optim.AdamW(parameters, fused=fused, **settings)
+
+
+adamw_unfused = partial(adamw, fused=False)
 
 
 def adamw_8bit(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
@@ -26,7 +30,11 @@ def adamw_8bit(parameters: Iterable[nn.Parameter], **settings) -> Optimizer:
     return AdamW8bit(parameters, **settings)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": adamw,
+    "adamw_unfused": adamw_unfused,
+    "adamw_8bit": adamw_8bit,
+}
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: LoopConfig) -> Optimizer:

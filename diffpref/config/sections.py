@@ -169,7 +169,8 @@ class LoopConfig:
         train_batch_size: Groups (pairs, lists, likes or captions: rows of the set) in one forward pass of one
             process.
         gradient_accumulation_steps: Forward passes to an optimiser step.
-        optimizer: AdamW, or bitsandbytes' AdamW with 8-bit states (a quarter of their memory; needs the extra 8bit).
+        optimizer: AdamW in one kernel; the same, one operation after the other; or bitsandbytes' AdamW with 8-bit
+            states (a quarter of their memory; needs the extra 8bit).
         learning_rate: Peak rate of the optimiser.
         lr_scheduler: diffusers' name of the schedule.
         lr_warmup_steps: Steps of linear warm-up.
@@ -194,7 +195,7 @@ class LoopConfig:
     max_train_steps: int = 1000
     train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_unfused", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-4
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant_with_warmup"
     lr_warmup_steps: int = 0
@@ -224,6 +225,8 @@ class TrainConfig(LoopConfig):
             graph, then each item is run again with its coefficient: one more forward pass, the memory of so few items.
         gradient_noise_draws: Draws of timesteps and noise from which the variance of a batch's gradient is estimated
             whenever held-out preferences are measured; 0 for none.
+        gradient_checkpointing: Recompute activations: less memory, more time. auto measures at the first batch whether
+            they fit without (where weights are sharded, or DeepSpeed's, it does not recompute).
         kernel: Who reduces predictions to errors: Triton kernels, PyTorch, or (auto) the former on a CUDA device.
         compile: torch.compile's backend for the denoiser: a transformer block by block, a UNet whole.
         channels_last: Keep the convolutions' weights and inputs in channels-last layout.
@@ -233,6 +236,8 @@ class TrainConfig(LoopConfig):
 
     gradient_cache: int | None = None
     gradient_noise_draws: int = 0
+    # of more than the loop's own: whoever reads the loop's section asks whether it is true
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
     kernel: Literal["auto", "torch", "triton"] = "auto"
     compile: Literal["none", "inductor", "aot_eager", "eager"] = "none"
     channels_last: bool = False
