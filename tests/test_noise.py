@@ -19,15 +19,16 @@ from diffpref.noise import (
     parameterization,
 )
 from diffpref.noise.inversion import GRIDS
-from diffpref.noise.schedules import IN_VELOCITY
+from diffpref.noise.schedules import IN_VELOCITY, mixture
+from diffpref.triton_kernels.noise_pairs import noise_pairs
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_variance_preserving_equals_diffusers_in_fp32(kind):
     ours, theirs, batch = parameterization(scheduler(kind)), scheduler(kind), encoded([0, 1, 2] * 2)
     noise, u = torch.randn_like(batch.latents), torch.tensor([0.0, 0.1, 0.5, 0.7, 0.9991, 1 - 2**-24])
-    x_t, target, t = ours.noise_latents(batch.latents, noise, u)
-    assert t.tolist() == [0, 100, 500, 700, 999, 999]
+    x_t, target = noise_pairs(batch.latents, noise, mixture(ours, u))
+    assert (t := ours.timestep(u)).tolist() == [0, 100, 500, 700, 999, 999]
     torch.testing.assert_close(x_t, theirs.add_noise(batch.latents, noise, t))
     expected = noise if kind == "epsilon" else theirs.get_velocity(batch.latents, noise, t)
     torch.testing.assert_close(target, expected)
@@ -37,9 +38,10 @@ def test_flow_is_the_straight_path_at_the_schedulers_own_levels():
     """At u = k/1000 our shifted σ is the one the pipeline's scheduler has for that position, and t = 1000·σ."""
     theirs, batch = scheduler("flow"), encoded([0, 0])
     ours, noise = parameterization(theirs), torch.randn_like(batch.latents)
-    x_t, target, t = ours.noise_latents(batch.latents, noise, torch.tensor([0.25, 0.8]))
+    u = torch.tensor([0.25, 0.8])
+    x_t, target = noise_pairs(batch.latents, noise, mixture(ours, u))
     sigma = theirs.sigmas[[750, 200]]
-    torch.testing.assert_close(t, 1000 * sigma, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(ours.timestep(u), 1000 * sigma, rtol=1e-6, atol=1e-4)
     expected = (1 - sigma.view(-1, 1, 1, 1)) * batch.latents + sigma.view(-1, 1, 1, 1) * noise
     torch.testing.assert_close(x_t, expected)
     assert torch.equal(target, noise - batch.latents)

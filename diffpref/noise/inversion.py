@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpref.noise.draw import Draw
+from diffpref.noise.draw import Draw, Noise
 from diffpref.noise.schedules import VariancePreserving, wide
+from diffpref.triton_kernels.noise_pairs import noise_pairs
 
 # --- grids: timesteps t [N], number of steps -> where each step starts and ends, [n,N] ------------------------------
 
@@ -74,10 +75,11 @@ class Step:
     a_to: Tensor
     s_to: Tensor
 
-    def move(self, x: Tensor, epsilon: Tensor) -> Tensor:
+    def move(self, x: Tensor, epsilon: Tensor, kernel: str) -> Tensor:
         """x_to = a_to·x0^ + s_to·ε^ with x0^ = (x − s·ε^)/a (DDIM, Song et al. 2021, eq. 12 with σ = 0)."""
         ratio = self.a_to / self.a
-        return ratio * x + (self.s_to - ratio * self.s) * epsilon
+        coefficients = ratio.flatten(), (self.s_to - ratio * self.s).flatten()
+        return noise_pairs(x, epsilon, coefficients, kernel=kernel)[0]
 
     def deviation(self) -> Tensor:
         """DDIM's standard deviation between the levels: σ² = (s/s_to)²·(1 − (a_to/a)²) (Song et al. 2021, eq. 16)."""
@@ -93,21 +95,21 @@ def renoise_epsilon(draw: Draw, step: Step, x: Tensor) -> Tensor:
     """The mean of that and of the noise seen where the step ends: half way from DDIM's explicit step to the implicit
     one that its sampler undoes (ReNoise, Garibi et al., arXiv 2403.14602; one correction at each step as in SmPO)."""
     first = ddim_epsilon(draw, step, x)
-    there = step.move(x, first)
+    there = step.move(x, first, draw.kernel)
     return (first + draw.parameters.epsilon(there, draw.predict(there, step.t), step.a_to, step.s_to)) / 2
 
 
 # --- strategies -----------------------------------------------------------------------------------------------------
 
 
-def ddim(draw: Draw) -> Tensor:
+def ddim(draw: Draw) -> Noise:
     """DDIM inversion of an eps or v model -> the noise found, [N,C,h,w]. One evaluation a step (InPO)."""
-    return invert(draw, ddim_epsilon)
+    return Noise(invert(draw, ddim_epsilon))
 
 
-def renoise(draw: Draw) -> Tensor:
+def renoise(draw: Draw) -> Noise:
     """DDIM inversion with each step corrected once -> the noise found, [N,C,h,w]. Two evaluations a step (SmPO)."""
-    return invert(draw, renoise_epsilon)
+    return Noise(invert(draw, renoise_epsilon))
 
 
 def invert(draw: Draw, epsilon: Callable[[Draw, Step, Tensor], Tensor]) -> Tensor:
@@ -118,18 +120,18 @@ def invert(draw: Draw, epsilon: Callable[[Draw, Step, Tensor], Tensor]) -> Tenso
     """
     parameters, config, x = draw.parameters, draw.config, draw.x0
     grid = GRIDS[config.inversion_grid](parameters, parameters.timestep(draw.level), config.inversion_steps)
-    for start, end in zip(grid.start, grid.end, strict=True):
+    for k, (start, end) in enumerate(zip(grid.start, grid.end, strict=True)):
         levels = [wide(value, x) for t in (start, end) for value in parameters.at(t, grid.clean)]
         step = Step(end.clamp(min=0), *levels)
-        there = step.move(x, epsilon(draw, step, x))
+        there = step.move(x, epsilon(draw, step, x), draw.kernel)
         if config.inversion_eta:  # as published: on top of the step, whose own level already is that of its end
-            there = there + config.inversion_eta * step.deviation() * draw.normal()
+            there = there + config.inversion_eta * step.deviation() * draw.normal(k)
         x = torch.where(wide(start < end, x), there, x)
     a, s = (wide(value, x) for value in parameters.coefficients(draw.level))
     return (x - a * draw.x0) / s
 
 
-def flow(draw: Draw) -> Tensor:
+def flow(draw: Draw) -> Noise:
     """Euler's method on dx = v dσ, from the picture at σ = 0 to σ_t in n equal steps -> the noise found, [N,C,h,w].
 
     What is kept is the mean velocity, (x_σ − x0)/σ: it has all its digits also where σ is next to nothing.
@@ -140,8 +142,8 @@ def flow(draw: Draw) -> Tensor:
         x, t = draw.x0 + sigma * velocity, parameters.timestep(draw.level) * (k / n)
         velocity = velocity + draw.predict(x, t) / n
         if draw.config.inversion_eta:
-            velocity = velocity + draw.config.inversion_eta * flow_deviation(sigma, k, n) * draw.normal()
-    return draw.x0 + velocity
+            velocity = velocity + draw.config.inversion_eta * flow_deviation(sigma, k, n) * draw.normal(k)
+    return Noise(draw.x0 + velocity)
 
 
 def flow_deviation(sigma: Tensor, k: int, n: int) -> Tensor:

@@ -25,8 +25,8 @@ class Parameterization(Protocol):
         """u [N] -> a, s [N] of x_t = a·x0 + s·ε."""
         ...
 
-    def noise_latents(self, x0: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x0, noise [N,C,h,w], u [N] -> x_t, target [N,C,h,w], t [N]."""
+    def target(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """u [N] -> c_x, c_n [N] of target = c_x·x0 + c_n·ε."""
         ...
 
 
@@ -59,23 +59,20 @@ class VariancePreserving:
         alpha = torch.where(t < 0, clean, self.alphas_cumprod.to(t.device)[t.clamp(min=0)])
         return alpha.sqrt(), (1 - alpha).sqrt()
 
-    def noise_latents(self, x0: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, s = (wide(value, x0) for value in self.coefficients(u))
-        return a * x0 + s * noise, VP_TARGETS[self.prediction_type](x0, noise, a, s), self.timestep(u)
+    def target(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return VP_TARGETS[self.prediction_type](*self.coefficients(u))
 
     def epsilon(self, x: Tensor, prediction: Tensor, a: Tensor, s: Tensor) -> Tensor:
         """The noise that a prediction says is in x, taken to lie at a, s."""
         return VP_EPSILONS[self.prediction_type](x, prediction, a, s)
 
 
-Tensors = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
 VP_SPACES = {"epsilon": "epsilon", "v_prediction": "velocity"}
-VP_TARGETS: dict[str, Tensors] = {
-    "epsilon": lambda x0, noise, a, s: noise,
-    "v_prediction": lambda x0, noise, a, s: a * noise - s * x0,
+VP_TARGETS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "epsilon": lambda a, s: (torch.zeros_like(a), torch.ones_like(a)),
+    "v_prediction": lambda a, s: (-s, a),
 }
-VP_EPSILONS: dict[str, Tensors] = {
+VP_EPSILONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda x, prediction, a, s: prediction,
     "v_prediction": lambda x, prediction, a, s: a * prediction + s * x,
 }
@@ -103,9 +100,13 @@ class RectifiedFlow:
         sigma = self.sigma(u)
         return 1 - sigma, sigma
 
-    def noise_latents(self, x0: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, s = (wide(value, x0) for value in self.coefficients(u))
-        return a * x0 + s * noise, noise - x0, self.timestep(u)
+    def target(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(u), torch.ones_like(u)
+
+
+def mixture(parameters: Parameterization, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u [N] -> a, s, c_x, c_n [N]: x_t = a·x0 + s·ε, target = c_x·x0 + c_n·ε."""
+    return *parameters.coefficients(u), *parameters.target(u)
 
 
 def wide(values: Tensor, like: Tensor) -> Tensor:

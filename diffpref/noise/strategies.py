@@ -4,23 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from diffpref.batch import Encoded, Noised
 from diffpref.config import NoiseConfig
-from diffpref.noise.draw import Draw, Model
+from diffpref.noise.draw import Draw, Model, Noise
 from diffpref.noise.inversion import SPACINGS, ddim, flow, renoise
 from diffpref.noise.keys import generator
 from diffpref.noise.levels import TIMESTEPS, draw_level
-from diffpref.noise.schedules import Parameterization, RectifiedFlow, VariancePreserving, error_weight
+from diffpref.noise.schedules import Parameterization, RectifiedFlow, VariancePreserving, error_weight, mixture
+from diffpref.triton_kernels.noise_pairs import noise_pairs
 
 
-def shared(draw: Draw) -> Tensor:
+def shared(draw: Draw) -> Noise:
     """One noise for the whole group, as in Diffusion-DPO: the comparison differs only in the images."""
-    return draw.normal(shared=True)
+    return draw.of_groups()
 
 
-def shared_latent(draw: Draw) -> Tensor:
+def shared_latent(draw: Draw) -> Noise:
     """One x_t for the whole group: its items are one picture under several prompts (TDPO, arXiv 2509.25771).
     Raises ValueError where they are not."""
     for items in draw.items:
@@ -32,16 +32,16 @@ def shared_latent(draw: Draw) -> Tensor:
     return shared(draw)
 
 
-def independent(draw: Draw) -> Tensor:
+def independent(draw: Draw) -> Noise:
     """Fresh noise for every item."""
-    return draw.normal()
+    return draw.of_items()
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """noise: Draw -> noise [N,C,h,w].  inverts: the kind of model that it runs backwards; None if it asks no model."""
+    """noise: Draw -> noise of N items.  inverts: the kind of model that it runs backwards; None if it asks no model."""
 
-    noise: Callable[[Draw], Tensor]
+    noise: Callable[[Draw], Noise]
     inverts: type | None = None
 
 
@@ -102,8 +102,10 @@ def add_noise(
     strata: int = 1,
     model: Model | None = None,
     error_space: str = "model",
+    kernel: str = "auto",
 ) -> Noised:
-    """Latents -> x_t, target and the timesteps' weights. Each group's generator draws its level first, then its noise.
+    """Latents -> x_t, target and the timesteps' weights. Each group's generator draws its level first, then its noise,
+    unless noise.source has that from somewhere else.
 
     Args:
         encoded: N items in G groups, in any order.
@@ -113,16 +115,22 @@ def add_noise(
         strata: Groups of an optimiser step over all processes and accumulation steps, for noise.stratified.
         model: (x_t [N,C,h,w], t [N], conditioning) -> prediction, of policy or reference; see `needs_model`.
         error_space: Space whose errors the weight turns the model's own into.
+        kernel: Who computes x_t, target and noise; all give the same numbers.
 
-    Raises ValueError where strategy, model, grid, error space or data do not fit together.
+    Raises ValueError where strategy, model, grid, error space or data do not fit together, and where the kernel asked
+    for cannot run.
     """
     check_strategy(config, parameters, error_space)
-    x0, group = encoded.latents.float(), encoded.structure.group.cpu()
+    x0, device = encoded.latents.float(), encoded.latents.device
     generators = [generator(seed, key) for key in encoded.keys]
     drawn = zip(generators, encoded.keys, strict=True)
     levels = torch.stack([draw_level(g, config, seed, key, strata) for g, key in drawn])
-    level = levels[group].to(x0.device)
-    items = [(group == number).nonzero().squeeze(1) for number in range(len(encoded.keys))]
-    draw = Draw(x0, level, items, generators, encoded.conditioning, parameters, config, model)
-    noise = STRATEGIES[config.strategy].noise(draw)
-    return Noised(*parameters.noise_latents(x0, noise, level), level, error_weight(parameters, error_space, level))
+    group = encoded.structure.group.to(device, non_blocking=True)
+    # What is known of each group is computed on the CPU, and goes to the device at once.
+    numbers = [levels, error_weight(parameters, error_space, levels), *mixture(parameters, levels)]
+    level, weight, *coefficients = torch.stack(numbers).to(device, non_blocking=True)[:, group]
+    t = parameters.timestep(levels).to(device, non_blocking=True)[group]
+    world = encoded.conditioning, parameters, config, model, kernel
+    noise = STRATEGIES[config.strategy].noise(Draw(x0, level, group, encoded.keys, generators, seed, *world))
+    x_t, target = noise_pairs(x0, noise.rows, tuple(coefficients), noise.row, kernel=kernel)
+    return Noised(x_t, target, t, level, weight)

@@ -1,0 +1,154 @@
+"""Noise that is a function of (seed, key, draw, position): Philox-4x32-10 (Salmon et al., SC 2011) and a normal
+distribution made of it, in PyTorch. Nothing has a state, so any part of it can be made again, anywhere.
+
+The numbers are the same to the bit in PyTorch on any device and in the Triton kernel beside it: integers are exact, and
+the floating-point part is conversions, additions, multiplications and square roots in fp32, each rounded to nearest,
+none fused. Counter words: (position // 4, draw, low and high half of the key); the Philox key is the seed. The four
+words that come out are the positions 4i … 4i+3 of a row, in the row's contiguous (channels first) order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpref.triton_kernels.available import use_triton
+from diffpref.triton_kernels.blocks import block_of, launch
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # what the key grows by at each round
+ROUNDS = 10
+LOW = 0xFFFFFFFF
+
+# Polynomials, highest power first, coefficients in fp32. Fitted in fp64 by Lawson's iteration to the least greatest
+# relative error: 2.6e-8, 2.1e-8 and 4.7e-8.
+LOG2 = (
+    0.125837042927742, -0.2072697877883911, 0.21571561694145203, -0.23894481360912323, 0.28791624307632446,
+    -0.3607036769390106, 0.48091062903404236, -0.7213473320007324, 1.4426950216293335,
+)  # fmt: skip
+CENTRAL = (
+    -3.7841227373824893e-10, 4.639893191882294e-10, 5.182105411449811e-08, -4.059791365307319e-07,
+    -2.2225710836210055e-06, 6.797389505663887e-05, -0.00048026119475252926, -0.003469299990683794,
+    0.23928214609622955, 2.2179198265075684,
+)  # fmt: skip
+TAIL = (
+    8.23788832349237e-06, -7.42064867154113e-06, -0.00010992340685334057, 0.00039279222255572677,
+    -0.0007460236083716154, 0.0012717405334115028, -0.002479751594364643, 0.0044703795574605465, 1.1845358610153198,
+    4.4753618240356445,
+)  # fmt: skip
+SPLIT = 8.0  # w where the tail begins, |z| = 3.1
+ROOT_HALF = 0x3F3504F3  # the bits of √½: mantissas are taken from [√½, √2)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Rows of noise that is not there yet. table [R,3] int64: seed, key and draw of each row."""
+
+    table: Tensor
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def normal(self, shape: Sequence[int], kernel: str = "auto") -> Tensor:
+        """Standard normal noise [R,*shape], fp32, on the table's device; the same numbers whoever computes them."""
+        n = math.prod(shape)
+        make = fused if use_triton(kernel, self.table.device) else plain
+        return make(self.table, n).view(-1, *shape)
+
+
+def streams(
+    keys: Sequence[int] | Tensor, *, seed: int, draw: int | Tensor = 0, device: torch.device | str = "cpu"
+) -> Streams:
+    """keys: R integers, or int64 [R]; draw: one, or [R]. Seed and keys count modulo 2^64, draws modulo 2^32."""
+    if not isinstance(keys, Tensor):
+        keys = torch.tensor([signed(key) for key in keys], dtype=torch.int64)
+    table = keys.new_empty(len(keys), 3)
+    table[:, 0], table[:, 1], table[:, 2] = signed(seed), keys, draw
+    return Streams(table.to(device, non_blocking=True))
+
+
+def philox_normal(
+    keys: Sequence[int] | Tensor,
+    shape: Sequence[int],
+    *,
+    seed: int,
+    draw: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+    kernel: str = "auto",
+) -> Tensor:
+    """Standard normal noise [R,*shape] of R keys, fp32. Raises ValueError where the kernel asked for cannot run."""
+    return streams(keys, seed=seed, draw=draw, device=device).normal(shape, kernel)
+
+
+def plain(table: Tensor, n: int) -> Tensor:
+    """[R,n] in PyTorch."""
+    return normal_of(philox_words(table, n))
+
+
+def fused(table: Tensor, n: int) -> Tensor:
+    """[R,n] by the kernel."""
+    from diffpref.triton_kernels.noise_kernels import normal_kernel  # imports Triton
+
+    out, (block, warps) = torch.empty(len(table), n, device=table.device), block_of(n)
+    blocks = -(-n // block)
+    options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
+    launch(normal_kernel, len(table) * blocks, out, table, out, n, blocks, **options)
+    return out
+
+
+def signed(value: int) -> int:
+    """value modulo 2^64, as the bits of an int64."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Philox-4x32-10: four counter words and two key words, int64 tensors of values below 2^32 that broadcast against
+    each other -> four words. Each round makes (hi(M1·c2)^c1^k0, lo(M1·c2), hi(M0·c0)^c3^k1, lo(M0·c0)) of c0 … c3."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(ROUNDS):
+        even, odd = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # modulo 2^64: the sign bit is a bit like others
+        c0, c1 = ((odd >> 32) & LOW) ^ c1 ^ k0, odd & LOW
+        c2, c3 = ((even >> 32) & LOW) ^ c3 ^ k1, even & LOW
+        k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
+    return [c0, c1, c2, c3]
+
+
+def philox_words(table: Tensor, n: int) -> Tensor:
+    """The first n words, [R,n] int64 below 2^32, of the streams [R,3]. n up to 2^34."""
+    seed, key, draw = (column[:, None] for column in table.unbind(1))
+    block = torch.arange((n + 3) // 4, device=table.device)[None]
+    words = philox((block, draw & LOW, key & LOW, (key >> 32) & LOW), (seed & LOW, (seed >> 32) & LOW))
+    return torch.stack(words, 2).flatten(1)[:, :n]
+
+
+def normal_of(words: Tensor) -> Tensor:
+    """Words below 2^32 -> standard normal numbers, fp32, |z| < 6.34.
+
+    z = Φ⁻¹((1 + q)/2), q = (2v + 1)/2^32 with v the word as a signed integer, so that z is symmetric and never 0. With
+    w = −log2(1 − q²), z = q·P(w), the form of Giles (2010), where P is one polynomial of w and, in the tail, one of √w.
+    1 − |q| comes from the integers: it has all its digits in the tail, too.
+    """
+    negative = words > LOW >> 1
+    odd = 2 * torch.where(negative, words ^ LOW, words) + 1  # |q|·2^32
+    q, p = odd.float().mul_(2.0**-32), (2**32 - odd).float().mul_(2.0**-32)
+    w = negative_log2(p * (2.0 - p))
+    z = q * torch.where(w < SPLIT, polynomial(CENTRAL, w - 4.0), polynomial(TAIL, w.sqrt() - 4.0))
+    return torch.where(negative, -z, z)
+
+
+def negative_log2(x: Tensor) -> Tensor:
+    """−log2 x of positive normal fp32 numbers: x = 2^e·m, m in [√½, √2), log2 m = f·P(f) with f = m − 1."""
+    bits = x.view(torch.int32)
+    exponent = (bits - ROOT_HALF) >> 23
+    f = (bits - (exponent << 23)).view(torch.float32) - 1.0
+    return -(exponent.float() + f * polynomial(LOG2, f))
+
+
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Horner's rule, each product and each sum rounded."""
+    y = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        y.mul_(x).add_(coefficient)
+    return y
