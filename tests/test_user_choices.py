@@ -179,10 +179,9 @@ def test_support_is_of_the_user_and_never_of_the_pair(source, choices):
     sizes = set()
     for row in range(0, PEOPLE * EACH, 7):
         user, query = choices.user[row], choices.look(row)
-        drawn = [source.inputs(row, key, user) for key in range(6)]
-        again = source.inputs(row, 3, user)
-        assert all(torch.equal(again[name], drawn[3][name]) for name in ("support", "mask"))
-        shown = [known["support"][known["mask"]] for known in drawn]
+        drawn = [source.drawn(row, key, user) for key in range(6)]
+        assert drawn[3].tolist() == source.drawn(row, 3, user).tolist()
+        shown = [choices.look(rows) for rows in drawn]
         assert len({pairs.sum().item() for pairs in shown}) > 3
         sizes |= {len(pairs) for pairs in shown}
         mine = choices.look(choices.of[user]).flatten(1)
@@ -190,14 +189,12 @@ def test_support_is_of_the_user_and_never_of_the_pair(source, choices):
             assert (mine == pair.flatten()).all(1).any()
             assert not any(torch.equal(part, other) for part in pair for other in query)
     assert sizes == {1, 2, 3, 4}
-    assert torch.equal(source.absent()["support"], torch.zeros(4, 3, choices.width))
 
 
 def test_a_user_shows_what_they_have(source, choices):
     few = SupportPairs(pickle.loads(pickle.dumps(choices)), source.encoder, (4, 4), 0)
     few.choices.of["person 0"] = few.choices.of["person 0"][:3]
-    known = few.inputs(1, 0, "person 0")
-    assert known["mask"].tolist() == [True, True, False, False] and not known["support"][2:].any()
+    assert len(few.drawn(1, 0, "person 0")) == 2
     assert few.inputs(1, 0, "a stranger") is None and few.inputs(1, 0, None) is None
 
 
@@ -205,19 +202,19 @@ def test_the_loaders_processes_draw_the_same(source, choices):
     copy = pickle.loads(pickle.dumps(source))
     for row in (0, 40):
         one, other = (made.inputs(row, 5, choices.user[row]) for made in (source, copy))
-        assert torch.equal(one["support"], other["support"]) and torch.equal(one["mask"], other["mask"])
-    assert copy.encoder is None and (copy.width, copy.sizes) == (source.width, (1, 4))  # it need not travel
+        assert torch.equal(one["user"], other["user"])
 
 
-def test_its_module_is_the_encoder_in_full_precision(source, choices):
+def test_a_user_is_what_the_encoder_reads_in_the_pairs_that_were_drawn(source, choices):
     """And nobody is zeros."""
-    known = [source.inputs(row, 0, choices.user[row]) for row in (0, 30, 60)] + [source.absent()]
-    batch = {name: torch.stack([k[name] for k in known]) for name in ("support", "mask")}
-    expected = source.encoder(batch["support"], batch["mask"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = source.module()(batch | {PRESENT: torch.tensor([1.0, 1, 1, 0])})
-    assert found.shape == (4, 1, source.width) and torch.equal(found[:3, 0], expected[:3])
-    assert not found[3].any() and source.module().id == source.encoder.id
+    rows = (0, 30, 60)
+    known = [source.inputs(row, 0, choices.user[row]) for row in rows] + [source.absent()]
+    users = source.module()({"user": torch.stack([k["user"] for k in known]), PRESENT: torch.tensor([1.0, 1, 1, 0])})
+    assert users.shape == (4, 1, source.width) and not users[3].any() and source.module().id == source.encoder.id
+    for row, user in zip(rows, users, strict=False):
+        support = choices.look(source.drawn(row, 0, choices.user[row]))
+        expected = source.encoder(support[None].float(), torch.ones(1, len(support), dtype=torch.bool))
+        assert torch.allclose(user, expected, atol=1e-6)
 
 
 def test_held_out_rows_are_read_by_their_own_choices(world, source):

@@ -158,12 +158,12 @@ def test_states_are_those_of_the_file_and_never_of_the_pair_itself(described, ca
     assert (source.width, source.sequence) == (4, True)
     assert "lacks 1 of the 3 users of" in capfd.readouterr().out
     for key in range(8):
-        assert torch.equal(source.inputs(0, key, "ann")["states"], states["ann", 1])
-        assert torch.equal(source.inputs(2, key, "ann")["states"], states["ann", 0])
-        assert torch.equal(source.inputs(5, key, "bob")["states"], states["bob", 0])
+        assert torch.equal(source.inputs(0, key, "ann")["user"], states["ann", 1])
+        assert torch.equal(source.inputs(2, key, "ann")["user"], states["ann", 0])
+        assert torch.equal(source.inputs(5, key, "bob")["user"], states["bob", 0])
         assert source.inputs(4, key, "bob") is None
     assert source.inputs(6, 0, "cy") is None and source.inputs(7, 0, None) is None
-    drawn = {tuple(source.inputs(1, key, "ann")["states"].flatten().tolist()) for key in range(8)}
+    drawn = {tuple(source.inputs(1, key, "ann")["user"].flatten().tolist()) for key in range(8)}
     assert drawn == {tuple(states["ann", number].flatten().tolist()) for number in (0, 1)}
 
 
@@ -197,8 +197,8 @@ def test_held_out_pairs_are_kept_apart_from_the_states_too(described, tmp_path):
     config, states = described
     held_out = load_preferences(config.data).select([2, 6, 0, 1])
     source = built(config)[0].for_rows(held_out, config)
-    assert torch.equal(source.inputs(0, 5, "ann")["states"], states["ann", 0])
-    assert torch.equal(source.inputs(2, 5, "ann")["states"], states["ann", 1])
+    assert torch.equal(source.inputs(0, 5, "ann")["user"], states["ann", 0])
+    assert torch.equal(source.inputs(2, 5, "ann")["user"], states["ann", 1])
     assert source.inputs(1, 5, "cy") is None
 
 
@@ -206,7 +206,7 @@ def test_states_of_lists_have_no_pair_to_keep_apart(described, tmp_path):
     config, states = described
     lists = write(tmp_path / "l.parquet", "lists", user_id=["bob", "bob", "ann"])
     source, _ = built(config_of(lists, "states", users={"path": config.users.path}))
-    assert torch.equal(source.inputs(0, 0, "bob")["states"], states["bob", 0])
+    assert torch.equal(source.inputs(0, 0, "bob")["user"], states["bob", 0])
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

@@ -256,8 +256,7 @@ def test_support_never_holds_the_pair_that_is_trained_on(runs):
         assert {USERS[other] for rows in drawn for other in rows} == {user}
         query = source.choices.look(np.array([row]))[0]
         for key in range(5):
-            known = source.inputs(row, key, user)
-            shown = known["support"][known["mask"]]
+            shown = source.choices.look(source.drawn(row, key, user))
             assert not any(torch.equal(pair[side], query[side]) for pair in shown for side in (1, 2))
     assert sizes == {1, 2, 3}
 

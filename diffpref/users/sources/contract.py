@@ -1,7 +1,7 @@
 """Where a group's user comes from, while training.
 
-A source has two halves. In the loader's processes it says what is known of a group's user; in the training process its
-module makes the user tokens of that, which the adapter in the denoiser attends to. A user who is nobody is all zeros.
+A source has two halves. In the loader's processes it makes a group's user, or says which one that is; in the training
+process its module hands users over, or learns them. The adapter in the denoiser attends to them. Nobody is all zeros.
 """
 
 from typing import Any
@@ -46,5 +46,23 @@ class UserSource:
         return self
 
     def module(self) -> nn.Module:
-        """Inputs, each [N,...] -> the users [N,1,U], or with `sequence` [N,1,L,U]. What trains of it is fp32."""
+        """Inputs, each [N,...] -> the users [N,1,U], or with `sequence` [N,1,L,U]. What trains of it is fp32. Its `id`
+        names what made the users, as their embeddings do."""
         raise NotImplementedError
+
+
+class Given(nn.Module):
+    """Users as the loader gives them; nothing in it trains. id: of what made them."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__()
+        self.id = id
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """user [N,U] or [N,L,U] -> [N,1,U] or [N,1,L,U]; zeros for nobody."""
+        return of_those_present(inputs["user"], inputs)
+
+
+def of_those_present(users: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """[N,...] -> [N,1,...], zeros for nobody."""
+    return (users * inputs[PRESENT].reshape(-1, *[1] * (users.ndim - 1)))[:, None]

@@ -14,25 +14,10 @@ from diffpref.noise import generator
 from diffpref.users.choices import Choices, open_choices
 from diffpref.users.encoder import UserEncoder
 from diffpref.users.few_shot import load_encoder
-from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, Given, UserSource
 from diffpref.users.sources.named import named
 
 SUPPORT = 5  # which random stream of a group: the pairs that the encoder is shown
-
-
-class Reader(nn.Module):
-    """The encoder, frozen, as a source's module."""
-
-    def __init__(self, encoder: UserEncoder):
-        super().__init__()
-        self.encoder, self.id = encoder, encoder.id
-
-    @torch.no_grad()
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """support [N,K,3,D] and mask [N,K] -> [N,1,U]; zeros for nobody."""
-        with torch.autocast(inputs["support"].device.type, enabled=False):
-            found = self.encoder(inputs["support"].float(), inputs["mask"].bool())
-        return (found * inputs[PRESENT][:, None])[:, None]
 
 
 class SupportPairs(UserSource):
@@ -50,9 +35,6 @@ class SupportPairs(UserSource):
         self.choices, self.encoder, self.sizes, self.seed = choices, encoder, sizes, seed
         self.width = encoder.width
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"encoder": None}  # the loader's processes draw pairs; the trainer reads them
-
     @classmethod
     def build(cls, config: Config, rows: Dataset | IterableDataset, team: Team) -> "SupportPairs":
         """Features of all pairs, made where they are not on disk yet. Every process must call this.
@@ -64,13 +46,14 @@ class SupportPairs(UserSource):
         choices = open_choices(rows, config, encoder.scorer().towers, team)
         return cls(choices, encoder, config.users.support, config.train.seed)
 
+    @torch.no_grad()
     def inputs(self, row: int, key: int, user: Any) -> dict[str, Tensor] | None:
-        """support [K,3,D] and mask [K]."""
+        """u [r+1], read in full precision, whatever the model trains in."""
         name = named(user)
         if name is None or name not in self.choices.of:
             return None
         support, mask = self.choices.padded([self.drawn(row, key, name)], self.sizes[1])
-        return {"support": support[0], "mask": mask[0]}
+        return {"user": self.encoder(support.float(), mask)[0]}
 
     def drawn(self, row: int, key: int, name: str) -> np.ndarray:
         """The rows of a group's support."""
@@ -85,9 +68,9 @@ class SupportPairs(UserSource):
         return SupportPairs(choices, self.encoder, self.sizes, self.seed)
 
     def absent(self) -> dict[str, Tensor]:
-        """Nobody shows no pairs."""
-        return {"support": torch.zeros(self.sizes[1], 3, self.choices.width), "mask": torch.zeros(self.sizes[1]).bool()}
+        """Zeros."""
+        return {"user": torch.zeros(self.width)}
 
     def module(self) -> nn.Module:
-        """The encoder."""
-        return Reader(self.encoder)
+        """Nothing in it trains."""
+        return Given(self.encoder.id)

@@ -19,7 +19,7 @@ from diffpref.data.columns import read_columns
 from diffpref.data.kinds import Kind, Said, beaten, kind_of, pair, ranked
 from diffpref.data.votes import GIVEN
 from diffpref.noise import generator
-from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, Given, UserSource
 
 WEIGHTS = 7  # which random stream of a group: its user's weights
 
@@ -92,8 +92,9 @@ class RewardUsers(UserSource):
         return tuple((self.direction(key).double().numpy()[:, None] * standard).sum(0).tolist())
 
     def module(self) -> nn.Module:
-        """Nothing in it trains."""
-        return Directions(self.data.scorers)
+        """Nothing in it trains. Its id names the scorers in their order: weights of others mean something else, and
+        `UserEmbedding(torch.tensor([0.6, 0.8]), id)` is one who weighs two of them so."""
+        return Given(f"rewards: {', '.join(self.data.scorers)}")
 
 
 def check_columns(rows: Dataset, path: str) -> None:
@@ -136,18 +137,3 @@ def measured(rows: Dataset, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     if same:
         raise ValueError(f"data.scorers: {', '.join(same)} gave the same to every picture of {data.path}; leave it out")
     return numbers.mean(1), numbers.std(1)
-
-
-class Directions(nn.Module):
-    """Users who are their weights of these scorers: `UserEmbedding(torch.tensor([0.6, 0.8]), directions.id)` is one.
-
-    id: names the scorers in their order; weights of others mean something else.
-    """
-
-    def __init__(self, scorers: list[str]) -> None:
-        super().__init__()
-        self.id = f"rewards: {', '.join(scorers)}"
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """user [N,S] -> [N,1,S]; zeros for nobody."""
-        return (inputs["user"] * inputs[PRESENT][:, None])[:, None]

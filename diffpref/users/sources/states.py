@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffpref.cache.team import Team
 from diffpref.config import Config, RunConfig
 from diffpref.data.columns import read_columns
-from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, Given, UserSource
 from diffpref.users.sources.named import COLUMN, named, some, users_of
 from diffpref.users.vlm.pairs import row_digest
 from diffpref.users.vlm.states import States, read_states
@@ -45,32 +45,19 @@ class StateUsers(UserSource):
         if name is None or name not in self.states:
             return None
         found = self.states.apart_from(self.shown.get(row, -1), name, key)
-        return None if found is None else {"states": found}
+        return None if found is None else {"user": found if self.sequence else found[0]}
 
     def for_rows(self, rows: Dataset, config: RunConfig, team: Team = ALONE) -> "StateUsers":
         """Of the same file; a user that it lacks is nobody."""
         return StateUsers(self.states, shown_rows(rows, self.states))
 
     def absent(self) -> dict[str, Tensor]:
-        """Zeros [L,U]."""
-        return {"states": torch.zeros(self.states.length, self.width)}
+        """Zeros, [L,U] or [U]."""
+        return {"user": torch.zeros((self.states.length, self.width) if self.sequence else (self.width,))}
 
     def module(self) -> nn.Module:
         """Nothing in it trains."""
-        return AsTheyAre(self.states.id)
-
-
-class AsTheyAre(nn.Module):
-    """Users that were made before. id: of what made them, as their embeddings name it."""
-
-    def __init__(self, id: str) -> None:
-        super().__init__()
-        self.id = id
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """states [N,L,U] -> [N,1,L,U]; [N,1,U] where L is 1. Zeros for nobody."""
-        states = inputs["states"] * inputs[PRESENT][:, None, None]
-        return states[:, None] if states.shape[1] > 1 else states
+        return Given(self.states.id)
 
 
 def shown_rows(rows: Dataset, states: States) -> dict[int, int]:

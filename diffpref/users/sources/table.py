@@ -22,7 +22,7 @@ from diffpref.noise import generator
 from diffpref.scorer.weights import damage_named, refuse_no_numbers
 from diffpref.synpic.files import written_whole
 from diffpref.users.embedding import UserEmbedding
-from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, UserSource, of_those_present
 from diffpref.users.sources.named import named, names_in, some, users_of
 
 FILE, FORMAT, TENSOR = "user_table.safetensors", "1", "users"
@@ -41,8 +41,7 @@ class UserTable(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """user [N], numbers -> [N,1,U]; zeros for nobody."""
-        found = F.normalize(self.users(inputs["user"]), dim=-1)
-        return (found * inputs[PRESENT][:, None])[:, None]
+        return of_those_present(F.normalize(self.users(inputs["user"]), dim=-1), inputs)
 
     def vectors(self) -> Tensor:
         """All users [K,U], in the order of their names, without graph."""

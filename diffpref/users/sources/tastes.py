@@ -25,7 +25,7 @@ from diffpref.noise import generator
 from diffpref.users.choices import open_choices
 from diffpref.users.encoder import UserEncoder, homogeneous
 from diffpref.users.few_shot import load_encoder
-from diffpref.users.sources.contract import ALONE, PRESENT, UserSource
+from diffpref.users.sources.contract import ALONE, Given, UserSource
 from diffpref.users.sources.rewards import turned
 
 TASTES = 8  # which random stream of a group: the users of whom one is asked
@@ -91,18 +91,6 @@ class DrawnTastes(UserSource):
     def module(self) -> nn.Module:
         """Nothing in it trains."""
         return Given(self.id)
-
-
-class Given(nn.Module):
-    """Users as they are drawn. id: of the encoder whose vectors these are."""
-
-    def __init__(self, id: str):
-        super().__init__()
-        self.id = id
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """user [N,U] -> [N,1,U]; zeros for nobody."""
-        return (inputs["user"] * inputs[PRESENT][:, None])[:, None]
 
 
 @torch.no_grad()
