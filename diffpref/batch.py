@@ -98,13 +98,15 @@ class Encoded:
 @dataclass(frozen=True)
 class Noised:
     """x_t, target [N,C,h,w] fp32, so that x_t = a_t·x0 + s_t·ε; t [N] as the denoiser takes it; level [N] in [0,1),
-    the position in the schedule, 0 = clean; weight [N], w_t: what the errors of this timestep count."""
+    the position in the schedule, 0 = clean; weight [N], w_t: what the errors of this timestep count; reference_error
+    [N], the reference's mean squared error without w_t, where the reference need not be asked; None where it must."""
 
     x_t: Tensor
     target: Tensor
     t: Tensor
     level: Tensor
     weight: Tensor
+    reference_error: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def split(item: Item, size: int) -> Iterator[Item]:
         conditioning = {key: value[part] for key, value in encoded.conditioning.items()}
         yield (
             replace(encoded, latents=encoded.latents[part], conditioning=conditioning),
-            Noised(*(value[part] for value in vars(noised).values())),
+            Noised(*(None if value is None else value[part] for value in vars(noised).values())),
         )
 
 

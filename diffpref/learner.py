@@ -16,9 +16,10 @@ from diffpref.errors import item_errors, residual_overlap
 from diffpref.gradient_cache import Item, coefficients, gathered, join, join_structures, padded, split
 from diffpref.journal import Journal
 from diffpref.metrics import step_metrics
-from diffpref.noise import Parameterization, add_noise, needs_model
+from diffpref.noise import FIXED_SEED, Parameterization, add_noise, needs_model
 from diffpref.objectives import is_coupled, needs_drift, needs_overlap, needs_reference, total
 from diffpref.predict import Models
+from diffpref.reference_cache import ReferenceTable
 
 
 class Learner:
@@ -32,8 +33,12 @@ class Learner:
         config: noise, objective, train.
         groups_per_step: Groups of an optimiser step, over all processes.
 
+    With `table`, the errors of the reference come from there, as far as they are known.
+
     Raises ValueError for what cannot be had together.
     """
+
+    table: ReferenceTable | None = None
 
     def __init__(
         self,
@@ -49,9 +54,12 @@ class Learner:
         self.objective, self.compared = config.objective, needs_reference(config.objective)
         self.coupled = is_coupled(config.objective)
         self.in_two_passes = runs_twice(config, accelerator)
+        self.seed = draw_seed(config)
 
     def learn(self, batches: Iterable[PreferenceBatch], journal: Journal) -> None:
         """Accumulate the gradient of one optimiser step, and note its numbers."""
+        if self.table:
+            self.table.step()
         if self.in_two_passes:
             return self.learn_in_two_passes([self.prepare(batch) for batch in batches], journal)
         self.accelerator.step = 0
@@ -60,9 +68,22 @@ class Learner:
                 self.accelerator.backward(self.loss(self.prepare(batch), journal))
 
     def prepare(self, batch: PreferenceBatch) -> Item:
-        """Encoded, and noised with the run's seed."""
+        """Encoded, and noised with the run's seed, or as its rows always are."""
         encoded = self.encoder(batch)
-        return encoded, self.noise(encoded, self.config.train.seed)
+        noised = self.noise(encoded, self.seed)
+        if self.table is None:
+            return encoded, noised
+        kept = self.table.errors(self.table.cells(batch), lambda: self.reference_error((encoded, noised)))
+        return encoded, replace(noised, reference_error=kept)
+
+    @torch.no_grad()
+    def reference_error(self, item: Item) -> Tensor:
+        """e_ref [N], as many items at a time as the second of two passes takes."""
+        size, found = self.config.train.gradient_cache or len(item[1].t), []
+        for encoded, noised in split(item, size):
+            base = self.models.reference(noised.x_t, noised.t, encoded.conditioning)
+            found.append(item_errors(base, None, noised.target, torch.ones_like(noised.weight)).policy)
+        return torch.cat(found)
 
     def noise(self, encoded: Encoded, seed: int) -> Noised:
         """x_t and target of encoded items; equal seeds, equal draws."""
@@ -72,22 +93,25 @@ class Learner:
             self.parameterization,
             self.config.noise,
             seed,
-            strata=self.groups_per_step,
+            strata=self.config.reference.draws or self.groups_per_step,  # of fixed draws, one in each stratum
             model=getattr(self.models, self.config.noise.inversion_network) if inverts else None,
             error_space=self.objective.error_space,
         )
 
     def predictions(self, item: Item, compared: bool | None = None) -> tuple[Tensor, Tensor | None]:
-        """(policy's prediction, reference's or None: as the objective wants, unless said). The reference goes first,
-        while no activations are held."""
+        """(policy's prediction, reference's or None: as the objective wants, unless said, and not where its errors are
+        known). The reference goes first, while no activations are held."""
         encoded, noised = item
         inputs = (noised.x_t, noised.t, encoded.conditioning)
-        base = self.models.reference(*inputs) if (self.compared if compared is None else compared) else None
+        asked = (self.compared if compared is None else compared) and noised.reference_error is None
+        base = self.models.reference(*inputs) if asked else None
         return self.models.policy(*inputs), base
 
     def errors(self, noised: Noised, structure: Structure, policy: Tensor, reference: Tensor | None) -> Errors:
         """All that the objective asks for."""
         found = item_errors(policy, reference, noised.target, noised.weight, drift=needs_drift(self.objective))
+        if noised.reference_error is not None:
+            found = replace(found, advantage=noised.weight * noised.reference_error - found.policy)
         if not needs_overlap(self.objective):
             return found
         return replace(found, overlap=residual_overlap(policy, noised.target, noised.weight, structure.pairs))
@@ -131,7 +155,7 @@ class Learner:
         chunks = padded(chunks, max(engines.gather([own])))
         with torch.no_grad():
             policies, bases = zip(*(self.predictions(chunk) for chunk in chunks), strict=True)
-        reference = torch.cat(bases[:own]) if self.compared else None
+        reference = None if bases[0] is None else torch.cat(bases[:own])
         structure = join_structures([encoded.structure for encoded, _ in items])
         errors = self.errors(join([n for _, n in items]), structure, torch.cat(policies[:own]), reference)
         return chunks, list(bases), errors, structure
@@ -145,6 +169,11 @@ class Learner:
             errors, structure, mine = gathered(errors, structure, engines.gather, self.accelerator.process_index)
         by_error, by_drift, losses = coefficients(errors, structure, lambda e, s: total(e, s, self.objective))
         return world * by_error[mine], None if by_drift is None else world * by_drift[mine], losses
+
+
+def draw_seed(config: Config) -> int:
+    """Of what is drawn for the training groups: the run's, or one for all runs where a row's draws stay the same."""
+    return FIXED_SEED if config.reference.draws else config.train.seed
 
 
 def weighted(values: Tensor, by: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from diffpref import engines
 from diffpref.adapters import add_lora, copy_base_lora, load_base_lora, save_lora, save_pipeline
 from diffpref.cache import DiskCache, open_cache
+from diffpref.cache.fingerprint import module_facts
 from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers
 from diffpref.config import Config, to_dict
@@ -19,12 +20,13 @@ from diffpref.encode import Encoder, release_encoders
 from diffpref.families import family_of, load_pipeline
 from diffpref.heldout import HeldOut, Ranks, check_gradient_noise, held_out_batches, held_out_rows
 from diffpref.journal import Journal
-from diffpref.learner import Learner, runs_twice
+from diffpref.learner import Learner, draw_seed, runs_twice
 from diffpref.loop import Loop, check_trackers, in_folder
 from diffpref.needs import check_needs, check_validation, compares
 from diffpref.noise import check_strategy, parameterization
 from diffpref.objectives import OBJECTIVES
 from diffpref.predict import REFERENCES, Models
+from diffpref.reference_cache import check_draws, reference_table
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.stability import DriftAlarm
 from diffpref.users.training import Draws, Personal
@@ -47,6 +49,7 @@ class Trainer:
         self.patience = engines.Patience(self.accelerator)
         runs_twice(config, self.accelerator)  # raises what would else be said after the model is loaded
         check_gradient_noise(config, self.accelerator)
+        check_draws(config, self.accelerator)
         weighed = config.users.source == "rewards"  # by made-up users; otherwise scorers vote
         self.rows = load_preferences(config.data, numbers=weighed)
         check_data_options(self.rows.column_names, config.data)
@@ -68,12 +71,14 @@ class Trainer:
         self.parameterization = parameterization(self.pipe.scheduler)
         check_strategy(self.config.noise, self.parameterization, self.config.objective.error_space)
         features = OBJECTIVES[self.config.objective.name].features
-        self.encoder = Encoder(self.pipe, self.train.seed, features=features)
+        self.encoder = Encoder(self.pipe, draw_seed(self.config), features=features)
         self.cache: DiskCache | None = None
         self.dropped: dict[str, int] = {}
         asked = self.config.users.source != "none"
         self.personal = Personal(self.config, self.checked.rows, self.team()) if asked else None
         self.denoiser = getattr(self.pipe, self.family.denoiser)
+        # Before an adapter is in it: the reference's errors are those of these weights, whatever is trained beside.
+        self.base_facts = module_facts(self.denoiser) if self.config.reference.draws and self.main else []
         self.dtype = self.prepare_weights()
         self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if compares(self.config) else None
         self.sizes = pair_sizes(self.config.data, self.native_resolution(), self.multiple(), self.checked.sizes)
@@ -135,6 +140,12 @@ class Trainer:
         self.cache = open_cache(self.checked.rows, self.sizes, self.config, self.pipe, **vars(self.team()))
         release_encoders(self.pipe, settings.latents, settings.text)
 
+    def open_reference_table(self) -> None:
+        """The reference's errors that are kept, if they are to be."""
+        place = (self.checked.rows, self.sizes, self.pipe, self.cache)
+        known = (self.base_facts, self.parameterization, self.dtype, self.team())
+        self.learner.table = reference_table(self.config, *place, *known)
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def learn(self, start: int, position: dict | None, verdict: Verdict | None) -> int:
@@ -153,6 +164,7 @@ class Trainer:
             cache=self.cache,
             asked=self.personal and self.personal.asked(),
             state=position,
+            draws=self.config.reference.draws,
         )
 
         def preview(step: int) -> None:
@@ -204,14 +216,16 @@ class Trainer:
         self.loop.patience.wait()
         drawn = time.perf_counter()
         self.fill_cache()
+        self.open_reference_table()
         start, position = self.loop.resume(self.checkpoint)
         encoded = time.perf_counter()
         last = self.learn(start, position, verdict)
         trained = time.perf_counter()
         ranks = self.validate(last)
         self.save()
+        kept = self.learner.table.report() if self.learner.table else {}
         seconds = {"before": drawn - started, "cache": encoded - drawn, "train": trained - encoded}
-        report = verdict.conclude(self.facts(start, last, ranks), seconds, started) if verdict else {}
+        report = verdict.conclude(self.facts(start, last, ranks) | kept, seconds, started) if verdict else {}
         self.loop.patience.wait()
         engines.end(self.accelerator)
         return report
@@ -219,6 +233,8 @@ class Trainer:
     def export(self, folder: Path) -> None:
         """The adapter as stock diffusers loads it, averaged if so configured. Full weights are only exported at the
         end."""
+        if self.learner.table:
+            self.learner.table.sync()  # a checkpoint goes on with the errors that it was trained with
         with self.loop.average.applied():
             if self.config.model.tuning == "lora":
                 save_lora(self.pipe, self.denoiser, folder, self.main)

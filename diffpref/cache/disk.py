@@ -12,7 +12,7 @@ from tqdm import tqdm
 from diffpref.cache.digests import picture_digests
 from diffpref.cache.fingerprint import latents_fingerprint, picture_keys, prompt_key, text_fingerprint
 from diffpref.cache.make import Maker, Pictures, Prompts, Sizes, restore
-from diffpref.cache.room import Lock, make_room, touch
+from diffpref.cache.room import Lock, folder_of, make_room, touch
 from diffpref.cache.store import ShardWriter, Store
 from diffpref.cache.team import Team
 from diffpref.config import Config, RunConfig, StoreConfig
@@ -86,7 +86,7 @@ def open_cache(
     """
     freeze(pipe)
     team, kind = Team(rank, world, wait, gather), kind_of(rows.column_names, config.data)
-    folder = config.cache.folder or config.output_dir / "cache"
+    folder = folder_of(config)
     lock = Lock(folder) if team.main else None
     team.wait()
     digests, faults = np.zeros((0, 0, 32), np.uint8), {}

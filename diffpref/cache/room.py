@@ -8,9 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffpref.cache.store import SHARD
-from diffpref.config import StoreConfig
+from diffpref.config import RunConfig, StoreConfig
 
 GB = 10**9
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Where a run's caches are."""
+    return config.cache.folder or config.output_dir / "cache"
 
 
 class Lock:

@@ -18,7 +18,7 @@ from diffpref.config import DataConfig
 from diffpref.data.kinds import PICTURES, Kind, Picture, Said
 from diffpref.data.pictures import open_picture, to_tensor
 from diffpref.data.views import View, cut, draw_view, draws
-from diffpref.noise import generator
+from diffpref.noise import FixedDraws, generator
 
 Row = int | dict[str, Any]  # a number in the set, or the row itself where a stream has no numbers
 Decode = Callable[[str, Picture, View], dict[str, Any]]
@@ -93,6 +93,7 @@ class PreferenceGroups(TorchDataset):
         cache: What is encoded already.
         asked: Whom the groups are trained for; nobody in particular when not given.
         decode: (name, undecoded picture, view) -> images [3,H,W], original (height, width), corner (top, left).
+        fixed: Makes keys of positions where a row's draws are the same in every epoch or every K-th.
     """
 
     def __init__(
@@ -105,8 +106,9 @@ class PreferenceGroups(TorchDataset):
         cache: GroupCache | None = None,
         decode: Decode | None = None,
         asked: Asked | None = None,
+        fixed: FixedDraws | None = None,
     ):
-        self.decode, self.asked = decode or cut_picture, asked
+        self.decode, self.asked, self.fixed = decode or cut_picture, asked, fixed
         self.rows, self.kind, self.config, self.sizes, self.seed, self.cache = rows, kind, config, sizes, seed, cache
         # What needs no picture is read here: reading a whole row copies its pictures.
         self.words = rows and rows.remove_columns([name for name in PICTURES if name in rows.column_names])
@@ -154,6 +156,8 @@ class PreferenceGroups(TorchDataset):
 
     def load(self, row: Row, key: int) -> Group:
         """One group. Raises ValueError, FileNotFoundError or KeyError with the reason when it cannot be used."""
+        if self.fixed and isinstance(row, int):
+            key = self.fixed.key(row, key)
         values = row if isinstance(row, dict) else self.words[row]
         said, size = self.kind.says(values, self.config), self.size(row)
         if self.asked:

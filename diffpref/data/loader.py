@@ -16,6 +16,7 @@ from diffpref.data.groups import Asked, Decode, GroupCache, PreferenceGroups, co
 from diffpref.data.kinds import kind_of
 from diffpref.data.sampler import BucketStream, TrainingStream
 from diffpref.data.streaming import RowStream, StreamSampler
+from diffpref.noise import FIXED_SEED, FixedDraws
 
 
 def ignore_interrupts(worker: int) -> None:
@@ -112,6 +113,7 @@ def training_loader(
     decode: Decode | None = None,
     asked: Asked | None = None,
     state: dict[str, Any] | None = None,
+    draws: int | None = None,
 ) -> Loader:
     """The batches of one process from optimiser step `start` to the last.
 
@@ -127,10 +129,10 @@ def training_loader(
         asked: Whom the groups are trained for.
         decode: Makes tensors of pictures in another way than by cutting them to `sizes`.
         state: What `Loader.state_dict` gave at step `start`. A stream without it is read from the beginning.
+        draws: Give every row so many fixed draws, the same for every seed; a stream has none.
     """
     train, streamed = config.train, isinstance(rows, IterableDataset)
     kind = kind_of(rows.column_names, config.data)
-    groups = PreferenceGroups(None if streamed else rows, kind, config.data, sizes, seed, cache, decode, asked)
     split = (train.train_batch_size, train.gradient_accumulation_steps, range(start, train.max_train_steps))
     place = {"rank": rank, "world": world}
     if streamed:
@@ -139,4 +141,7 @@ def training_loader(
         sampler = TrainingStream(len(rows), seed, *split, **place)
     else:
         sampler = BucketStream(sizes, seed, *split, **place)
-    return Loader(groups, sampler, config)
+    if isinstance(sampler, StreamSampler):
+        return Loader(PreferenceGroups(None, kind, config.data, sizes, seed, cache, decode, asked), sampler, config)
+    fixed, drawn = (FixedDraws(draws, sampler.rows), FIXED_SEED) if draws else (None, seed)
+    return Loader(PreferenceGroups(rows, kind, config.data, sizes, drawn, cache, decode, asked, fixed), sampler, config)

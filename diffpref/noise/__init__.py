@@ -1,7 +1,7 @@
 """Timesteps, noise, x_t and its target: the only folder that knows eps, v and flow."""
 
 from diffpref.noise.draw import Draw, Model
-from diffpref.noise.keys import generator
+from diffpref.noise.keys import FIXED_SEED, FixedDraws, generator
 from diffpref.noise.levels import TIMESTEPS, logit_normal, uniform
 from diffpref.noise.schedules import (
     Parameterization,
@@ -13,9 +13,11 @@ from diffpref.noise.schedules import (
 from diffpref.noise.strategies import STRATEGIES, add_noise, check_strategy, needs_model
 
 __all__ = [
+    "FIXED_SEED",
     "STRATEGIES",
     "TIMESTEPS",
     "Draw",
+    "FixedDraws",
     "Model",
     "Parameterization",
     "RectifiedFlow",

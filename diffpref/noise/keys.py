@@ -3,7 +3,11 @@ key is the group's position in the stream of training groups. A rank holds other
 two draw the same noise, and the same positions draw the same noise however they are spread over ranks and
 accumulation steps."""
 
+from dataclasses import dataclass
+
 import torch
+
+FIXED_SEED = 2**41  # of draws that are the same in every run: no run has it, nor has held-out noise
 
 
 def generator(*key: int) -> torch.Generator:
@@ -15,3 +19,19 @@ def generator(*key: int) -> torch.Generator:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return torch.Generator().manual_seed(state >> 1)
+
+
+@dataclass(frozen=True)
+class FixedDraws:
+    """Keys of rows that have a few draws each, the same in every run: epoch e takes the (e mod K)-th of all rows.
+
+    With `FIXED_SEED` they decide all that is drawn for a group: place and mirroring of the crop, dropped caption, the
+    VAE's draw, timestep, noise. draws: K.  epoch: Positions of an epoch in the stream.
+    """
+
+    draws: int
+    epoch: int
+
+    def key(self, row: int, position: int) -> int:
+        """row·K + k, for the row that stands at a position, or stands in there."""
+        return row * self.draws + position // self.epoch % self.draws

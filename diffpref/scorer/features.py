@@ -17,7 +17,7 @@ from diffpref.cache.digests import in_workers, picture_digests
 from diffpref.cache.disk import DiskCache, fill, find_room, settle
 from diffpref.cache.fingerprint import fingerprint, prompt_key, raw
 from diffpref.cache.make import Report
-from diffpref.cache.room import Lock
+from diffpref.cache.room import Lock, folder_of
 from diffpref.cache.store import Entry, Store
 from diffpref.cache.team import Team
 from diffpref.config import RunConfig
@@ -170,7 +170,7 @@ def open_features(rows: Dataset, config: RunConfig, towers: Towers, team: Team) 
     be written. What was embedded before stays.
     """
     kind, towers = kind_of(rows.column_names, config.data), towers.eval()
-    folder = config.cache.folder or config.output_dir / "cache"
+    folder = folder_of(config)
     lock = Lock(folder) if team.main else None
     team.wait()
     digests, faults = picture_digests(rows, kind, folder, config.data.num_workers, team)

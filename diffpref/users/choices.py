@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
+from diffpref.cache.room import folder_of
 from diffpref.cache.team import Team
 from diffpref.config import RunConfig
 from diffpref.scorer.features import Features, open_features, view_of
@@ -71,8 +72,7 @@ def open_choices(rows: Dataset, config: RunConfig, towers: Towers, team: Team, n
     """Features of all rows, made where they are not on disk yet. Every process must call this. named: whose they are
     must be known."""
     check_columns(rows.column_names, named)
-    folder = (config.cache.folder or config.output_dir / "cache") / "users"
-    apart = replace(config, cache=replace(config.cache, folder=folder))
+    apart = replace(config, cache=replace(config.cache, folder=folder_of(config) / "users"))
     return Choices(rows, open_features(rows, apart, towers, team), towers)
 
 
