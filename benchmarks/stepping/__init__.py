@@ -1,0 +1,1 @@
+"""Parts of benchmarks/step.py and benchmarks/memory.py."""
