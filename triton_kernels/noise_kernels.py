@@ -15,6 +15,8 @@ TAIL = tl.constexpr(philox.TAIL)
 LOG2_TERMS = tl.constexpr(len(philox.LOG2))
 TERMS = tl.constexpr(len(philox.TAIL))
 SPLIT = tl.constexpr(philox.SPLIT)
+MIDDLE = tl.constexpr(philox.MIDDLE)
+FAR = tl.constexpr(philox.FAR)
 ROOT_HALF = tl.constexpr(philox.ROOT_HALF)
 
 
@@ -44,7 +46,7 @@ def normal_of(word):
     rest = ~odd + 1  # 2^32 − odd
     q, p = odd.to(tl.float32) * 2.3283064365386963e-10, rest.to(tl.float32) * 2.3283064365386963e-10
     w = negative_log2(p * (2.0 - p))
-    z = q * tl.where(w < SPLIT, polynomial(CENTRAL, TERMS, w - 4.0), polynomial(TAIL, TERMS, tl.sqrt_rn(w) - 4.0))
+    z = q * tl.where(w < SPLIT, polynomial(CENTRAL, TERMS, w - MIDDLE), polynomial(TAIL, TERMS, w - FAR))
     return tl.where(negative, -z, z)
 
 
