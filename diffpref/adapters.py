@@ -16,10 +16,10 @@ from diffpref.config import LoraSettings
 from diffpref.engines import full
 from diffpref.families import Family, family_of
 from diffpref.users.adapter import user_modules
+from diffpref.users.files import LORA
 
 ADAPTER = "default"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 # The fields of LoraConfig that change what the weights mean. A full dump would break on every peft that lacks one
 # of its keys.
@@ -58,7 +58,7 @@ def ends_in(name: str, targets: list[str]) -> bool:
 
 
 def load_base_lora(pipe: DiffusionPipeline, path: str | None) -> None:
-    """A LoRA that belongs to the base, in fp32. Raises ValueError for a file or folder that holds none."""
+    """A LoRA that belongs to the base. Raises ValueError for a file or folder that holds none."""
     if path is None:
         return
     file = lora_file(path)
@@ -73,12 +73,12 @@ def load_base_lora(pipe: DiffusionPipeline, path: str | None) -> None:
 def copy_base_lora(path: str, folder: Path) -> None:
     """The same LoRA beside what was trained on it: the two belong together."""
     if Path(lora_file(path)).is_file():
-        shutil.copyfile(lora_file(path), folder / LORA_FILE)
+        shutil.copyfile(lora_file(path), folder / LORA)
 
 
 def lora_file(path: str) -> str:
     """What diffusers wants to be given: a run's folder holds more than its LoRA."""
-    inside = Path(path) / LORA_FILE
+    inside = Path(path) / LORA
     return str(inside) if inside.is_file() else path
 
 
@@ -106,7 +106,7 @@ def save_lora(pipe: DiffusionPipeline, denoiser: nn.Module, folder: Path, main: 
     metadata = {f"{prefix}_lora_adapter_metadata": lora_metadata(denoiser)}
     if main:
         type(pipe).save_lora_weights(save_directory=folder, safe_serialization=True, **layers, **metadata)
-    return folder / "pytorch_lora_weights.safetensors"
+    return folder / LORA
 
 
 def save_pipeline(pipe: DiffusionPipeline, folder: Path, main: bool = True) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffpref import engines
 from diffpref.checkpoint import Checkpoints, read_state, trainable
-from diffpref.config import RunConfig, computed
+from diffpref.config import RunConfig, computed, to_dict
 from diffpref.interrupt import Interrupt, Stopped
 from diffpref.journal import Journal
 from diffpref.optimizers import make_optimizer
@@ -216,9 +216,11 @@ class Loop:
 
 
 def in_folder(config: RunConfig, checkpoint: Path | None, accelerator: Accelerator, act: Callable[[], dict]) -> dict:
-    """`act` while the run's folder is ours: opened by the first process, for all of them."""
+    """`act` while the run's folder is ours: opened by the first process, for all of them, as are trackers."""
     folder = RunFolder(config, checkpoint) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
+    if config.train.report_to:
+        accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(config).items()})
     try:
         return act()
     finally:

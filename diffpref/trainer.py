@@ -14,7 +14,7 @@ from diffpref.cache import DiskCache, open_cache
 from diffpref.cache.fingerprint import module_facts
 from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers
-from diffpref.config import Config, to_dict
+from diffpref.config import Config
 from diffpref.data import check, check_data_options, load_preferences, pair_sizes, training_loader
 from diffpref.encode import Encoder, release_encoders
 from diffpref.families import family_of, load_pipeline
@@ -206,8 +206,6 @@ class Trainer:
     def run_in_folder(self) -> dict:
         """`run`, once the folder is ours."""
         started = time.perf_counter()
-        if self.train.report_to:
-            self.accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(self.config).items()})
         # Where the weights are sharded, one process cannot draw alone: all do, and the first one keeps the pictures.
         draws = self.main or engines.sharded(self.loop.policy)
         verdict = Verdict(self.config, self.drawing, self.prompts, self.main) if draws else None

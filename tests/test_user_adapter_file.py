@@ -17,13 +17,13 @@ from user_cases import CASES, Case, U, facts, lora
 
 from diffpref.adapters import save_lora
 from diffpref.users.adapter import (
-    FILE,
     add_user_adapter,
     has_user_adapter,
     load_into,
     read_user_adapter,
     save_user_adapter,
 )
+from diffpref.users.files import ADAPTER
 
 
 @pytest.fixture(params=CASES)
@@ -37,7 +37,7 @@ def case(request) -> Case:
 def test_a_saved_adapter_comes_back(case, tmp_path):
     trained = case.add().train().predict(case.users)
     path = save_user_adapter(case.denoiser, tmp_path / "run", {"encoder": "0f3a", "pairs": 4})
-    assert [p.name for p in (tmp_path / "run").iterdir()] == [path.name] == [FILE]
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [path.name] == [ADAPTER]
     state, said = read_user_adapter(tmp_path / "run")
     assert said == {"format": 1, "encoder": "0f3a", "pairs": 4} | facts(case)
     loaded = Case(case.make, case.sequence)
@@ -133,7 +133,7 @@ def test_two_users_mix_as_two_scaled_adapters(name, tmp_path):
     save_user_adapter(case.denoiser, tmp_path, {})
     pipe = case.make()
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter([str(tmp_path)] * 2, subfolder=[""] * 2, weight_name=[FILE] * 2, image_encoder_folder=None)
+    pipe.load_ip_adapter([str(tmp_path)] * 2, subfolder=[""] * 2, weight_name=[ADAPTER] * 2, image_encoder_folder=None)
     a, b = (torch.cat([torch.zeros_like(user), user]) for user in case.users[:2, None])
 
     def mixed(*scales: float) -> np.ndarray:
@@ -249,7 +249,7 @@ def test_a_file_whose_facts_are_not_its_own_is_refused(tmp_path):
 def test_no_file_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such user adapter; a run that trains one writes user_adapter.s"):
         read_user_adapter(tmp_path)
-    (tmp_path / FILE).write_bytes(b"not at all")
+    (tmp_path / ADAPTER).write_bytes(b"not at all")
     with pytest.raises(ValueError, match="is not a safetensors file, or is damaged"):
         read_user_adapter(tmp_path)
     path = save_user_adapter(Case(tiny_sd, False).add().denoiser, tmp_path, {})

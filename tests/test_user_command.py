@@ -20,10 +20,9 @@ from diffpref.commands import user as command
 from diffpref.data.pictures import open_picture
 from diffpref.sample import sample
 from diffpref.synpic import plan
-from diffpref.users import UserEmbedding, adapter, best_of_neighbours, encode_user, personalized
+from diffpref.users import UserEmbedding, best_of_neighbours, encode_user, personalized
 from diffpref.users.adapter import save_user_adapter
 from diffpref.users.consensus import own_taste
-from diffpref.users.files import ADAPTER
 from diffpref.users.vlm.states import Entry, write_states
 
 
@@ -219,10 +218,6 @@ def test_pictures_without_users_keep_their_keys(world):
     """Folders that were drawn before there were users go on."""
     source = plan.Source("a", str(world / "sd"), steps=2)
     assert set(source.settings) == {"pipeline", "lora", "steps", "guidance", "height", "width", "dtype", "variant"}
-
-
-def test_names_of_files_are_the_adapters():
-    assert ADAPTER == adapter.FILE
 
 
 READ, ME = ["--user-adapter", "{world}/run"], ["--user", "{world}/me.safetensors"]

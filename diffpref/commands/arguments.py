@@ -1,7 +1,7 @@
 """What subcommands share: their parser, kinds of arguments, and checks before long work."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +27,19 @@ def data_arguments(parser: argparse.ArgumentParser, name: str = "data", **settin
     parser.add_argument("--format", default="auto", help="whose columns the set has; auto tells by their names")
     parser.add_argument("--split", default="train", help="which split of it (default: train)")
     parser.add_argument("--max", type=positive, metavar="N", help="look only at the first N rows")
+
+
+def run_action(
+    command: str, actions: dict[str, Callable[[Sequence[str]], object]], usage: str, arguments: Sequence[str]
+) -> None:
+    """Run one of a command's actions. Raises ValueError for one that it has not."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(usage)
+    elif name in actions:
+        actions[name](arguments[1:])
+    else:
+        raise ValueError(f"{command} has no {name!r}; there are {', '.join(actions)}")
 
 
 def check_target(path: Path | None, suffixes: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffpref.commands.arguments import Parser, check_target, data_arguments, positive
+from diffpref.commands.arguments import Parser, check_target, data_arguments, positive, run_action
 
 UNSAID = ("out", "plot", "seed", "by_user")  # options that a report does not repeat
 USAGE = """usage: diffpref scorer eval … | diffpref scorer train …
@@ -126,10 +126,4 @@ ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {"eval": evaluate, "train"
 
 def run(arguments: Sequence[str]) -> None:
     """Run one of the two."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(USAGE)
-    elif name in ACTIONS:
-        ACTIONS[name](arguments[1:])
-    else:
-        raise ValueError(f"diffpref scorer has no {name!r}; there are {', '.join(ACTIONS)}")
+    run_action("diffpref scorer", ACTIONS, USAGE, arguments)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffpref.commands.arguments import Parser, check_target, data_arguments
+from diffpref.commands.arguments import Parser, check_target, data_arguments, run_action
 
 USAGE = """usage: diffpref user embed PAIRS … | mix A B … | describe PAIRS … | pick STATES … | train …
 
@@ -130,10 +130,4 @@ ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def run(arguments: Sequence[str]) -> None:
     """Run one of them."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(USAGE)
-    elif name in ACTIONS:
-        ACTIONS[name](arguments[1:])
-    else:
-        raise ValueError(f"diffpref user has no {name!r}; there are {', '.join(ACTIONS)}")
+    run_action("diffpref user", ACTIONS, USAGE, arguments)

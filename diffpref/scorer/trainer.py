@@ -12,7 +12,6 @@ from datasets import Dataset, IterableDataset
 from diffpref import engines
 from diffpref.cache.team import Team
 from diffpref.checkpoint import refuse_no_numbers, trainable
-from diffpref.config import to_dict
 from diffpref.data import Checked, check, check_data_options, fields, load_preferences, training_loader
 from diffpref.data.groups import number_of
 from diffpref.journal import Journal
@@ -143,8 +142,6 @@ class ScorerTrainer:
     def run_in_folder(self) -> dict[str, Any]:
         """`run`, once the folder is ours."""
         started = time.perf_counter()
-        if self.train.report_to:
-            self.accelerator.init_trackers("diffpref", config={k: str(v) for k, v in to_dict(self.config).items()})
         cache, held_cache = self.features(self.checked.rows), self.features(self.held_rows)
         self.held_out = HeldOut(self.held_rows, self.config, self.learner, self.decode, held_cache)
         embedded = time.perf_counter()

@@ -14,11 +14,10 @@ from typing import Any
 
 from diffpref.config.identity import flatten
 from diffpref.synpic.files import written_whole
-from diffpref.users.files import ADAPTER, ENCODER
+from diffpref.users.files import ADAPTER, ENCODER, LORA
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes part of file names
 SETTINGS = "settings.json"
-LORA = "pytorch_lora_weights.safetensors"  # as diffusers and diffpref name it
 PERSONAL = ("user", "user_adapter", "user_scale", "consensus")
 
 

@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffpref.engines import full
+from diffpref.synpic.files import written_whole
+from diffpref.users.files import ADAPTER
 from diffpref.users.formats import FORMATS, State, UserFormat
 
-FILE, FORMAT = "user_adapter.safetensors", 1
+FORMAT = 1
 PARTS = ("image_proj", "ip_adapter")
 
 
@@ -139,12 +141,11 @@ def save_user_adapter(denoiser: nn.Module, folder: Path, facts: dict[str, Any], 
     state = user_state(denoiser)
     facts = facts | {"format": FORMAT, "family": family_name(denoiser)} | shape_of(state)
     tensors = {f"{part}.{key}": value for part, values in state.items() for key, value in values.items()}
-    path = Path(folder) / FILE
+    path = Path(folder) / ADAPTER
     if main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        save_file(tensors, unfinished, metadata={key: json.dumps(value) for key, value in facts.items()})
-        unfinished.replace(path)  # at once: a crash leaves the older file
+        with written_whole(path) as beside:
+            save_file(tensors, beside, metadata={key: json.dumps(value) for key, value in facts.items()})
     return path
 
 
@@ -152,9 +153,9 @@ def read_user_adapter(path: Path | str) -> tuple[State, dict[str, Any]]:
     """A file, or the folder that holds it -> state and facts. Raises FileNotFoundError, or ValueError for a file that
     is damaged or no user adapter."""
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = path / ADAPTER if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such user adapter; a run that trains one writes {FILE}")
+        raise FileNotFoundError(f"{path}: no such user adapter; a run that trains one writes {ADAPTER}")
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from diffpref.cache.fingerprint import raw
 from diffpref.scorer.features import towers_fingerprint
 from diffpref.scorer.preference import PreferenceScorer
+from diffpref.synpic.files import written_whole
 from diffpref.users.eyes import Eyes
 
 WEIGHTS, RECORD, FORMAT = "user_encoder.safetensors", "user_encoder.json", 1
@@ -132,9 +133,11 @@ class UserEncoder(nn.Module):
         """Write the folder that `from_pretrained` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        with written_whole(folder / WEIGHTS) as beside:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}, beside)
         record: dict[str, Any] = {"format": FORMAT, "id": self.id, "settings": self.settings}
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        with written_whole(folder / RECORD) as beside:
+            beside.write_text(json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> "UserEncoder":

@@ -103,7 +103,8 @@ class UserEncoderTrainer:
         last = self.loop.run(start, stream, Learner(self.accelerator, self.loop.policy).learn, lambda step: None, 0)
         refuse_no_numbers("the weights at the end", self.encoder.state_dict())
         self.export(self.config.run_dir)
-        report = self.report(choices, persons, held_out, last, started) if self.main else {}
+        with self.loop.average.applied():  # what was written is what is measured
+            report = self.report(choices, persons, held_out, last, started) if self.main else {}
         self.loop.patience.wait()
         engines.end(self.accelerator)
         return report
