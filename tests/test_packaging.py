@@ -176,7 +176,7 @@ def test_notice_names_every_licence_file():
 def test_every_import_is_a_declared_dependency():
     """Nothing works only because some dependency happens to bring it along."""
     roots = {name.split(".")[0] for path in modules().values() for name in imports(path)}
-    extras = {"resvg_py", "bitsandbytes"}  # [artwork], to rebuild the artwork; [8bit], for the optimiser of that name
+    extras = {"resvg_py", "bitsandbytes", "xformers"}  # [artwork], [8bit] and [xformers] bring them
     declared = {"diffpref"}.union(extras, *dependencies().values())
     undeclared = roots - sys.stdlib_module_names - declared
     assert not undeclared
