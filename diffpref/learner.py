@@ -109,9 +109,8 @@ class Learner:
 
     def errors(self, noised: Noised, structure: Structure, policy: Tensor, reference: Tensor | None) -> Errors:
         """All that the objective asks for."""
-        found = item_errors(policy, reference, noised.target, noised.weight, drift=needs_drift(self.objective))
-        if noised.reference_error is not None:
-            found = replace(found, advantage=noised.weight * noised.reference_error - found.policy)
+        known = {"drift": needs_drift(self.objective), "reference_error": noised.reference_error}
+        found = item_errors(policy, reference, noised.target, noised.weight, **known)
         if not needs_overlap(self.objective):
             return found
         return replace(found, overlap=residual_overlap(policy, noised.target, noised.weight, structure.pairs))

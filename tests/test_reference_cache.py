@@ -150,16 +150,17 @@ def logits(advantage: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_the_logit_is_that_of_both_predictions_to_four_digits(trained):
-    """Beside float64: the difference of two fp32 means, and the fused difference, which is far closer."""
+def test_the_logit_is_that_of_both_predictions_to_three_digits(trained):
+    """In the model's own space, beside float64: the difference of two fp32 means, and the fused difference, which is
+    far closer. Mean over all draws."""
     learner, found = trained.learner, []
-    for encoded, noised in prepared(trained, 0, range(2)).values():
+    for encoded, weighted in prepared(trained, 0, range(2)).values():
+        noised = replace(weighted, weight=torch.ones(2))
         policy, base = learner.predictions((encoded, replace(noised, reference_error=None)))
-        ours = learner.errors(noised, encoded.structure, policy, None).advantage
+        kept = learner.errors(noised, encoded.structure, policy, None).advantage
         fused = item_errors(policy, base, noised.target, noised.weight).advantage
         p, r, y = policy.double(), base.double(), noised.target.double()
-        exact = logits(noised.weight.double() * ((r - p) * (p + r - 2 * y)).flatten(1).mean(1))
-        found.append([abs(logits(ours.double()) - exact), abs(logits(fused.double()) - exact), abs(exact)])
+        exact = logits(((r - p) * (p + r - 2 * y)).flatten(1).mean(1))
+        found.append([abs(logits(kept.double()) - exact), abs(logits(fused.double()) - exact), abs(exact)])
     kept, fused, size = torch.tensor(found).mean(0).tolist()
-    print(kept, fused, size)
-    assert fused < kept < 1e-3 and size > 0.01
+    assert fused < kept < 1e-3 and size > 0.1

@@ -33,8 +33,8 @@ REFUSALS: list[Refusal] = [
     ),
     (
         lambda c: c.users.source != "none",
-        "users.source {c.users.source} draws users with a row's noise: fixed, a row would have the same few for ever;"
-        " leave one of the two out",
+        "users.source {c.users.source} draws with a row's noise, too, who is asked and whether anybody (users.dropout):"
+        " a row would have the same few users for ever; leave one of the two out",
     ),
 ]
 TOGETHER = (DistributedType.FSDP, DistributedType.DEEPSPEED)
