@@ -66,7 +66,7 @@ def choose_attention(
 
     Args:
         denoiser: With its adapters.
-        name: auto (torch's choice; on Hopper cuDNN first, where it runs), sdpa (torch's choice), cudnn, flash or xformers.
+        name: auto (torch's choice; on Hopper cuDNN first, where it runs), sdpa, cudnn, flash, xformers.
         device: Where it computes.
         dtype: Of its inputs; its weights' if not given.
         autocast: The context of its forward pass.
