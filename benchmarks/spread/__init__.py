@@ -1,0 +1,1 @@
+"""How far the gradients of a step are spread: benchmarks/variance.py is its command."""
