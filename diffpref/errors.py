@@ -118,7 +118,6 @@ def parts(target: Tensor | Mixture) -> dict[str, Tensor]:
     return {"target": target}
 
 
-@torch.compiler.assume_constant_result
 def triton_computes(kernel: str, device: torch.device) -> bool:
     """Whether Triton computes errors on this device. Raises ValueError for triton where it cannot run."""
     return use_triton(kernel, device)

@@ -23,7 +23,7 @@ def block_of(n: int) -> tuple[int, int]:
 
 def splits_of(n: int) -> tuple[int, int]:
     """(programs that share an item of n elements, blocks that each of them adds up)."""
-    blocks = math.ceil(n / block_of(n)[0])
+    blocks = math.ceil(n / block_of(n)[0]) or 1
     iterations = math.ceil(blocks / MOST_SPLITS)
     return math.ceil(blocks / iterations), iterations
 

@@ -9,6 +9,7 @@ mixed from x0 and noise on the way (y = a·x0 + b·ε), so that none is ever wri
 what it keeps, Σ m·d² / Σ m, and 0 where it keeps nothing; what it does not keep is not read.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +35,10 @@ ITEMS = 32  # items that one program of the last sums takes
 
 
 @triton.jit
-def kept(mask, item, mask_row, divisor, modulus, off, inside):
-    """m [BLOCK] fp32 of an item's elements."""
-    return tl.load(mask + item * mask_row + (off // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
+def kept(mask, item, mask_row, divisor, modulus, off, inside, NARROW: tl.constexpr):
+    """m [BLOCK] fp32 of an item's elements. Division of 64-bit integers is slow, so where 32 bits do they are taken."""
+    place = off.to(tl.int32) if NARROW else off
+    return tl.load(mask + item * mask_row + (place // divisor) % modulus, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -53,7 +55,7 @@ def target_of(target, noise, by_x0, by_noise, item, target_row, noise_row, off, 
 def partial_sums_kernel(
     policy, reference, target, noise, by_x0, by_noise, mask,
     policy_row, reference_row, target_row, noise_row, mask_row, divisor, modulus,
-    part, n, splits, iterations, WITH_DRIFT: tl.constexpr, BLOCK: tl.constexpr,
+    part, n, splits, iterations, WITH_DRIFT: tl.constexpr, NARROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program i·splits + k: sums of the k-th share of item i -> part [N, splits, COLUMNS] fp32."""
     program = tl.program_id(0).to(tl.int64)
@@ -65,7 +67,7 @@ def partial_sums_kernel(
         inside = off < n
         m = 1.0
         if mask is not None:
-            m = kept(mask, item, mask_row, divisor, modulus, off, inside)
+            m = kept(mask, item, mask_row, divisor, modulus, off, inside, NARROW)
             count += m
             inside = inside & (m != 0)
         p = tl.load(policy + item * policy_row + off, mask=inside, other=0.0).to(tl.float32)
@@ -145,7 +147,8 @@ def item_sums_kernel(
 def gradient_kernel(
     policy, reference, target, noise, by_x0, by_noise, mask,
     policy_row, reference_row, target_row, noise_row, mask_row, divisor, modulus,
-    scale, by_error, error_row, by_advantage, advantage_row, by_drift, drift_row, grad, n, blocks, BLOCK: tl.constexpr,
+    scale, by_error, error_row, by_advantage, advantage_row, by_drift, drift_row, grad, n, blocks,
+    NARROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program i·blocks + k: the k-th block of item i's gradient, scaled in fp32 and cast last."""
     program = tl.program_id(0).to(tl.int64)
@@ -153,7 +156,7 @@ def gradient_kernel(
     inside = off < n
     read, m = inside, 1.0
     if mask is not None:
-        m = kept(mask, item, mask_row, divisor, modulus, off, inside)
+        m = kept(mask, item, mask_row, divisor, modulus, off, inside, NARROW)
         read = inside & (m != 0)
     p = tl.load(policy + item * policy_row + off, mask=read, other=0.0).to(tl.float32)
     c = tl.load(scale + item)
@@ -191,7 +194,7 @@ class Wide:
     @property
     def n(self) -> int:
         """Elements of an item."""
-        return self.policy[0].numel() if len(self.policy) else 0
+        return math.prod(self.policy.shape[1:])
 
     def arguments(self) -> tuple["Wide", list]:
         """(itself laid out alike, what the kernels take first)."""
@@ -218,7 +221,7 @@ def partial_sums(wide: Wide, drift: bool) -> Tensor:
     items = len(wide.policy)
     part = torch.empty(items, splits, COLUMNS.value, device=wide.policy.device)
     sizes = (part, wide.n, splits, iterations)
-    options = {"WITH_DRIFT": drift, "BLOCK": block, "num_warps": warps}
+    options = {"WITH_DRIFT": drift, "NARROW": wide.n < 2**31, "BLOCK": block, "num_warps": warps}
     launch(partial_sums_kernel, items * splits, wide.policy, *arguments, *sizes, **options)
     return part
 
@@ -263,7 +266,8 @@ def gradient(
     grad = empty_like_items(wide.policy, items, policy.dtype)
     by = (by_error, row(by_error), by_advantage, row(by_advantage), by_drift, row(by_drift))
     sizes = (grad, wide.n, blocks)
-    launch(gradient_kernel, items * blocks, policy, *arguments, scale, *by, *sizes, BLOCK=block, num_warps=warps)
+    options = {"NARROW": wide.n < 2**31, "BLOCK": block, "num_warps": warps}
+    launch(gradient_kernel, items * blocks, policy, *arguments, scale, *by, *sizes, **options)
     return grad
 
 

@@ -206,7 +206,7 @@ def forward(
         pairs, *pairs.stride(), group, row(group), group_weight, row(group_weight), probability, row(probability),
         len(pairs), len(group_weight), beta if beta_in_memory is None else beta_in_memory, cap, anchor, x, y, z,
         *outputs, LINK=LINKS[link], COMPARED=reference is not None, MASKED=mask is not None,
-        BETA_IN_MEMORY=beta_in_memory is not None, ITEMS=ITEMS, PAIRS=PAIRS, num_warps=4,
+        BETA_IN_MEMORY=beta_in_memory is not None, ITEMS=ITEMS, PAIRS=PAIRS, num_warps=8,
     )  # fmt: skip
     return outputs
 
