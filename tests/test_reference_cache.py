@@ -1,12 +1,13 @@
 """The reference's errors kept on disk, through the real runs: who asks the reference, and what it changes."""
 
+import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from forked import CONTEXT
-from forked import torchrun as as_torchrun
+from forked import CONTEXT, torchrun
 from tiny_runs import PAIRS, command, distance, make_world, run, same, settings, train_and_die
 
 from diffpref.config import load_config
@@ -14,18 +15,24 @@ from diffpref.data import training_loader
 from diffpref.errors import item_errors
 from diffpref.gradient_cache import Item
 from diffpref.predict import Models
+from diffpref.reference_cache.table import TableFiles
 from diffpref.trainer import Trainer
 
 STEPS = 8  # of two of seven pairs each: every pair twice, both of its draws
-SHORT = {"max_train_steps": STEPS, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3}
-MOVING = {"center_crop": False, "random_flip": True, "caption_dropout": 0.5}
+SHORT = {  # all is drawn that can be, timesteps in strata, and errors have weights
+    "train": {"max_train_steps": STEPS, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3},
+    "data": {"center_crop": False, "random_flip": True, "caption_dropout": 0.5},
+    "noise": {"stratified": True},
+    "objective": {"error_space": "sample"},
+    "reference": {"draws": 2},
+    "sample": {"prompts": []},
+}
 
 
-def kept(world: Path, folder: str, **sections) -> dict:
-    """Sections of a run with two draws of each pair, their errors in a cache folder of the world."""
-    short = {"train": SHORT, "sample": {"prompts": []}, "reference": {"draws": 2}}
-    short["cache"] = {"folder": str(world / folder)}
-    return {key: short.get(key, {}) | sections.get(key, {}) for key in short | sections}
+def kept(folder: Path, **sections) -> dict:
+    """Sections of a run with two draws of each pair, their errors in a cache folder."""
+    both = {key: SHORT.get(key, {}) | sections.get(key, {}) for key in SHORT | sections}
+    return both | {"cache": {"folder": str(folder)}}
 
 
 @pytest.fixture
@@ -47,84 +54,70 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(world) -> tuple[dict, Path]:
-    """Report and folder of the run that finds nothing."""
-    report, _, folder = run(world, "first", **kept(world, "shared"))
-    return report["reference_draws"], folder
-
-
-def test_the_first_run_asks_once_for_each_draw(first):
-    assert first[0] == {"found": 0, "kept": 28, "passes_made": 7, "passes_saved": 1}  # the eighth is an epoch's third
-
-
-def test_the_same_run_again_asks_never_and_ends_with_the_same_weights(world, first, asked, capfd):
-    report, _, folder = run(world, "again", **kept(world, "shared"))
-    assert report["reference_draws"] == {"found": 28, "kept": 28, "passes_made": 0, "passes_saved": STEPS}
-    assert not asked and same(folder, first[1])
-    assert f"{STEPS} of {STEPS} passes of the reference saved; 28 errors kept" in capfd.readouterr().out
-
-
-def test_another_objective_rate_and_error_space_share_the_table(world, first, asked):
-    other = {"objective": {"name": "ipo", "beta": 100.0, "error_space": "sample"}, "train": {"learning_rate": 3e-3}}
-    found, _, warm = run(world, "warm", **kept(world, "shared", **other))
-    assert found["reference_draws"]["passes_made"] == 0 and not asked
-    made, _, cold = run(world, "cold", **kept(world, "fresh", **other))
-    assert made["reference_draws"]["found"] == 0 and len(asked) == 7
-    assert same(warm, cold) and not same(warm, first[1])
-
-
-def test_another_seed_and_batch_size_share_the_table(world, first, asked):
-    other = {"seed": 5, "train_batch_size": 3, "gradient_cache": 2}
-    report, _, _ = run(world, "reseeded", **kept(world, "shared", train=other))
-    assert report["reference_draws"]["passes_made"] == 0 and not asked
-
-
-def test_a_killed_run_ends_as_one_that_was_not(world, first):
-    """Killed while it wrote the checkpoint of step 6; what the table has beyond step 3 is found again."""
-    train = {"checkpointing_steps": 3}
-    arguments = settings(world, "killed", **kept(world, "killed", train=train))
-    process = CONTEXT.Process(target=train_and_die, args=(arguments, 25))
-    process.start()
-    process.join()
-    assert process.exitcode == -9
-    train["resume_from_checkpoint"] = "latest"
-    report, _, folder = run(world, "killed", **kept(world, "killed", train=train))
-    assert report["resumed_from_step"] == 3 and report["reference_draws"]["found"] > 12
-    assert same(folder, first[1])
-
-
-def test_two_processes_share_what_each_has_found(world, first):
-    """A cold table, then a warm one: the second run asks in neither process."""
-    said = []
-    for name in ("cold-2", "warm-2"):
-        arguments = settings(world, name, **kept(world, "pair", train={"train_batch_size": 1}))
-        done = as_torchrun(2, command(*arguments))
-        assert done.returncode == 0, done.stderr[-3000:]
-        said.append(done.stdout)
-    assert "28 of 28 errors of the reference" in said[1] and f"{2 * STEPS} of {2 * STEPS} passes" in said[1]
-    assert distance(world / "runs" / "cold-2", first[1]) < 1e-3  # Adam makes steps of rounding
-
-
-@pytest.fixture(scope="module")
 def trained(world) -> Trainer:
-    """A trainer at the end of a run in which all is drawn that can be, and timesteps in strata."""
-    wild = {"data": MOVING, "noise": {"stratified": True}, "objective": {"error_space": "sample"}}
-    trainer = Trainer(load_config(settings(world, "wild", **kept(world, "shared", **wild))))
+    """The trainer of the first run, which finds nothing, at its end."""
+    trainer = Trainer(load_config(settings(world, "first", **kept(world / "shared"))))
     trainer.run()
     return trainer
 
 
+def test_the_first_run_asks_once_for_each_draw(trained):
+    """The eighth step is of the third epoch, whose draws are those of the first."""
+    report = json.loads((trained.config.run_dir / "report.json").read_text())
+    assert report["reference_draws"] == {"found": 0, "kept": 28, "passes_made": 7, "passes_saved": 1}
+
+
+def test_another_run_asks_never_and_ends_with_the_same_weights(world, trained, asked, capfd):
+    """Of another objective, β, error space and rate: with the table of the first run, and with one that it makes."""
+    objective = {"name": "ipo", "beta": 100.0, "error_space": "model"}
+    sections = {"train": SHORT["train"] | {"learning_rate": 3e-3}, "objective": objective}
+    report, _, warm = run(world, "warm", **kept(world / "shared", **sections))
+    assert report["reference_draws"] == {"found": 28, "kept": 28, "passes_made": 0, "passes_saved": STEPS}
+    assert not asked and f"{STEPS} of {STEPS} passes of the reference saved; 28 errors" in capfd.readouterr().out
+    report, _, cold = run(world, "cold", **kept(world / "fresh", **sections))
+    assert report["reference_draws"]["found"] == 0 and asked == [4] * 7
+    assert same(warm, cold) and not same(warm, trained.config.run_dir)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(world, trained):
+    """Killed while it wrote the checkpoint of step 6; what the table has beyond step 3 is found again."""
+    train = {"checkpointing_steps": 3}
+    arguments = settings(world, "killed", **kept(world / "killed", train=train))
+    process = CONTEXT.Process(target=train_and_die, args=(arguments, 25))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    train["resume_from_checkpoint"] = "latest"
+    report, _, folder = run(world, "killed", **kept(world / "killed", train=train))
+    assert report["resumed_from_step"] == 3 and report["reference_draws"]["found"] > 12
+    assert same(folder, trained.config.run_dir)
+
+
+def test_two_processes_keep_what_each_has_found(world, trained):
+    """Half of each batch for each of them, in two passes and the second item by item: the same errors in the end, and
+    the same weights but for rounding."""
+    train = {"train_batch_size": 1, "gradient_cache": 1}
+    done = torchrun(2, command(*settings(world, "two", **kept(world / "two", train=train))))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"1 of {2 * STEPS} passes" in done.stdout or f"2 of {2 * STEPS} passes" in done.stdout
+    place, ours = next((world / "two").glob("reference-*")), trained.learner.table
+    found = TableFiles(place, len(ours.known)).read()
+    torch.testing.assert_close(torch.from_numpy(found), ours.values, rtol=1e-6, atol=0)
+    assert distance(world / "runs" / "two", trained.config.run_dir) < 1e-3  # Adam makes steps of rounding
+
+
 def prepared(trainer: Trainer, seed: int, epochs: range) -> dict[int, Item]:
-    """Key of a row's draw -> the row, ready for the models: some epochs in the order of a seed, one row a step."""
+    """Key of a row's draw -> the row, ready for the models: some epochs in the order of a seed, one row a batch."""
     train = replace(trainer.config.train, train_batch_size=1, max_train_steps=PAIRS * epochs.stop)
     config, place = replace(trainer.config, train=train), {"start": PAIRS * epochs.start, "rank": 0, "world": 1}
     loader = training_loader(trainer.checked.rows, trainer.sizes, config, seed=seed, draws=2, **place)
     return {batch.keys[0]: trainer.learner.prepare(batch) for batch in loader}
 
 
-def test_a_draw_is_the_same_in_every_run_and_every_second_epoch(trained):
-    """Crop, mirroring, dropped caption, the VAE's draw, timestep and noise."""
+def test_a_draw_is_the_same_in_every_run_and_every_second_epoch(trained, asked):
+    """Crop, mirroring, dropped caption, the VAE's draw, timestep and noise; and so its error is known."""
     one, other = prepared(trained, 0, range(2)), prepared(trained, 7, range(2, 4))
+    assert not asked
     assert sorted(one) == sorted(other) == list(range(2 * PAIRS))
     for key, (encoded, noised) in one.items():
         assert all(torch.equal(value, vars(other[key][1])[name]) for name, value in vars(noised).items())
