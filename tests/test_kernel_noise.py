@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kernel_cases import ON, poisoned  # noqa: F401
 from scipy import stats
 from scipy.special import erfinv, ndtri
 
@@ -17,18 +19,7 @@ from diffpref.triton_kernels import available
 from diffpref.triton_kernels.noise_pairs import noise_pairs
 from diffpref.triton_kernels.philox import LOW, normal_of, philox, philox_normal, philox_words, streams
 
-ON = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CPU stands for Triton's interpreter
 KEYS = [0, 1, -5, 2**40 + 3, 2**63 + 7, -(2**63)]
-
-
-@pytest.fixture
-def poisoned():
-    """What torch.empty returns is NaN until it is written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 # --- integers ---------------------------------------------------------------------------------------------------------
@@ -117,8 +108,9 @@ def test_any_part_can_be_made_again():
     assert philox_normal([], (4, 2), seed=0).shape == (0, 4, 2)
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("n", [1, 6, 1023, 2500])
-def test_the_kernel_makes_the_same_noise(poisoned, n):
+def test_the_kernel_makes_the_same_noise(n):
     """Integers and floats alike: one block or several, a last one that is not full."""
     keys, draws = KEYS[n % 3 :][:3], torch.tensor([0, 7, 2**31 + 5])
     expected = philox_normal(keys, (n,), seed=-7, draw=draws, kernel="torch")
@@ -155,8 +147,9 @@ def in_fp64(x0, noise, coefficients, rows):
     return [wide[i] * x0.double() + wide[i + 1] * noise[rows].double() for i in range(0, len(wide), 2)]
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("shape", "dtype", "layout", "count"), CASES)
-def test_the_kernel_mixes_as_the_equations_and_as_pytorch(poisoned, shape, dtype, layout, count):
+def test_the_kernel_mixes_as_the_equations_and_as_pytorch(shape, dtype, layout, count):
     """Noise that is read and noise that is made on the way; each run of the kernel with the same bits."""
     x0, noise, made, coefficients, rows = case(shape, dtype, layout, count)
     for source, read in ((noise, noise), (made, made.normal(shape[1:], "torch"))):
@@ -233,50 +226,42 @@ def test_triton_that_cannot_run_is_an_error_and_auto_is_not(monkeypatch):
 
 COMPILE = r"""
 import json, re, sys
+import torch
 import diffpref.noise
-from diffpref.triton_kernels.philox import philox_normal
+from diffpref.triton_kernels import noise_pairs, philox
 
-philox_normal([0], (2,), seed=0)
+philox.philox_normal([0], (2,), seed=0)
 assert "triton" not in sys.modules, "imported before a kernel is launched"
 
-from triton import compile
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from diffpref.triton_kernels.noise_kernels import mix_kernel, normal_kernel
+import kernel_ptx
 
-TENSORS = {"x0": "*bf16", "noise": "*i64", "streams": "*i64", "rows": "*i64"}
-TENSORS |= dict.fromkeys(("coefficients", "x_t", "target", "out"), "*fp32")
-PHILOX, READ = {"PHILOX": True, "COEFFICIENTS": 4}, {"PHILOX": False, "COEFFICIENTS": 2, "rows": None, "target": None}
-for kernel, capability, constants in (
-    (mix_kernel, 80, PHILOX | {"CHANNELS_LAST": True}),
-    (mix_kernel, 90, PHILOX | {"CHANNELS_LAST": False}),
-    (mix_kernel, 100, PHILOX | {"CHANNELS_LAST": False}),
-    (mix_kernel, 90, READ | {"CHANNELS_LAST": True}),
-    (normal_kernel, 80, {}),
-):
-    constants = constants | {"BLOCK": 2048}
-    signature = {name: "constexpr" if name in constants else TENSORS.get(name, "i32") for name in kernel.arg_names}
-    if constants.get("PHILOX") is False:
-        signature["noise"] = "*fp32"
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
-    options = {"enable_fp_fusion": False, "num_warps": 8}
-    ptx = compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
-    target, operations = re.search(r"\.target (\w+)", ptx)[1], sorted(set(re.findall(r"[a-z0-9.]+\.f32\w*", ptx)))
-    print(json.dumps([kernel.__name__, target, operations]))
+def report(name, capability, found):
+    print(json.dumps([name, capability, sorted(set(re.findall(r"[a-z0-9.]+\.f32\w*", found.asm["ptx"])))]))
+
+kernel_ptx.report, table = report, philox.streams([0, 1], seed=0)
+x0, row, by = torch.zeros(4, 4, 64, 64), torch.zeros(4, dtype=torch.int64), torch.ones(4)
+channels_last = x0.bfloat16().to(memory_format=torch.channels_last)
+for capability in (80, 90, 100):
+    philox.launch = noise_pairs.launch = kernel_ptx.compiled(capability)
+    noise_pairs.fused(x0, table, (by,) * 4, row)
+    if capability == 80:
+        noise_pairs.fused(channels_last, table, (by,) * 4, row)
+        noise_pairs.fused(channels_last, x0, (by,) * 2, None)
+        philox.fused(table.table, 5000)
 """
 
 
 def test_compiled_for_gpus_no_operation_rounds_otherwise_than_pytorchs(tmp_path):
     """PTX for three generations, without a device, in a process that imports Triton only then. Sums and products are
     rounded to nearest, none is fused, nothing is approximate, no small number becomes zero: the interpreter's bits."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    line = [sys.executable, "-c", COMPILE]
+    folders = {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    line, environment = [sys.executable, "-c", COMPILE], os.environ | {"TRITON_INTERPRET": "0"} | folders
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [target[:5] for _, target, _ in kernels] == ["sm_80", "sm_90", "sm_10", "sm_90", "sm_80"]
-    for name, _, operations in kernels:
+    assert [name for name, *_ in kernels] == ["mix_kernel"] * 3 + ["normal_kernel"] + ["mix_kernel"] * 2
+    for name, capability, operations in kernels:
         rounding = {operation for operation in operations if operation.startswith(("add", "sub", "mul"))}
         assert rounding and all(".rn." in operation and "ftz" not in operation for operation in rounding), name
         others = {operation.split(".")[0] for operation in set(operations) - rounding}
-        assert others <= {"ld", "st", "mov", "neg", "selp", "setp", "cvt"}, name
+        assert others <= {"ld", "st", "mov", "neg", "selp", "setp", "cvt"}, f"{name} for {capability}"

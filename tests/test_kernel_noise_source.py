@@ -49,8 +49,7 @@ def test_levels_and_weights_are_the_generators_own(kind):
 
 
 @pytest.mark.parametrize("source", list(SOURCES))
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("strategy", ["shared", "independent"])
+@pytest.mark.parametrize(("strategy", "kind"), [*(("shared", kind) for kind in KINDS), ("independent", "flow")])
 def test_kernel_and_pytorch_give_the_same_bits(strategy, kind, source):
     one, other = (noised(strategy, kind, kernel, source=source) for kernel in ("torch", "triton"))
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("x_t", "target", "t", "weight"))
@@ -64,12 +63,12 @@ def test_one_latent_for_several_prompts():
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("ddim", "epsilon"), ("renoise", "v_prediction"), ("flow", "flow")])
-def test_inversion_with_fresh_noise_repeats_and_steps_differ(strategy, kind):
+def test_inversion_with_fresh_noise_is_the_same_in_both(strategy, kind):
     """The same in PyTorch and in the kernel; without eta no noise is drawn, and the source changes nothing."""
-    given = {"inversion_steps": 3, "inversion_eta": 0.5}
+    given = {"inversion_steps": 2, "inversion_eta": 0.5}
     fresh = noised(strategy, kind, "torch", **given)
     assert torch.equal(fresh.x_t, noised(strategy, kind, "triton", **given).x_t)
-    still, plain = (noised(strategy, kind, source=source, inversion_steps=3) for source in ("philox", "generator"))
+    still, plain = (noised(strategy, kind, source=source, inversion_steps=2) for source in ("philox", "generator"))
     assert torch.equal(still.x_t, plain.x_t)
     assert 0.02 < (fresh.x_t - still.x_t).std() < 1
 

@@ -1,7 +1,7 @@
 """Kernels of noise: made from (seed, key, draw, position), and mixed with pictures. Importing this imports Triton.
 
-To be launched with enable_fp_fusion=False: then each product and each sum is rounded as PyTorch rounds them, and the
-numbers are the same to the bit (philox.py says which operations there are, and gives the equations).
+`blocks.launch` lets no product be fused with a sum: each is rounded as PyTorch rounds it, and the numbers are the same
+to the bit (philox.py says which operations there are, and gives the equations).
 """
 
 import triton

@@ -84,7 +84,7 @@ def fused(
         mix_kernel, len(x0) * blocks, x0,
         x0, source.contiguous(), rows, table, x_t, target, n, blocks, x0.shape[1] if channels_last else 1,
         COEFFICIENTS=len(coefficients), PHILOX=isinstance(noise, Streams), CHANNELS_LAST=channels_last, BLOCK=block,
-        num_warps=warps, enable_fp_fusion=False,
+        num_warps=warps,
     )  # fmt: skip
     return x_t, target
 

@@ -96,8 +96,7 @@ def fused(table: Tensor, n: int) -> Tensor:
 
     out, (block, warps) = torch.empty(len(table), n, device=table.device), block_of(n)
     blocks = -(-n // block)
-    options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
-    launch(normal_kernel, len(table) * blocks, out, table, out, n, blocks, **options)
+    launch(normal_kernel, len(table) * blocks, out, table, out, n, blocks, BLOCK=block, num_warps=warps)
     return out
 
 
