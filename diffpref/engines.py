@@ -68,6 +68,11 @@ def sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def whole(accelerator: Accelerator) -> bool:
+    """Whether every process holds all weights, as they are: no engine shards or replaces them."""
+    return accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def full(tensor: Tensor) -> Tensor:
     """A tensor or the parts of a sharded one -> the whole, on the CPU, without graph. Every process must call it."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

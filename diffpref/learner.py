@@ -1,6 +1,7 @@
 """Batches of an optimiser step -> gradients: encode, noise, predict, errors, objective, backward."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -12,14 +13,16 @@ from diffpref import engines
 from diffpref.batch import Encoded, Errors, Noised, PreferenceBatch, Structure
 from diffpref.config import Config
 from diffpref.encode import Encoder
-from diffpref.errors import item_errors, residual_overlap
+from diffpref.errors import check_kernel, item_errors, residual_overlap
 from diffpref.gradient_cache import Item, coefficients, gathered, join, join_structures, padded, split
 from diffpref.journal import Journal
 from diffpref.metrics import step_metrics
 from diffpref.noise import FIXED_SEED, Parameterization, add_noise, needs_model
 from diffpref.objectives import is_coupled, needs_drift, needs_overlap, needs_reference, total
+from diffpref.pair_loss import eligible, fused_total
 from diffpref.predict import Models
 from diffpref.reference_cache import ReferenceTable
+from diffpref.speed.attention import Around
 
 
 class Learner:
@@ -32,6 +35,8 @@ class Learner:
         parameterization: Of the pipeline's scheduler.
         config: noise, objective, train.
         groups_per_step: Groups of an optimiser step, over all processes.
+        around: The context of forward and backward passes.
+        fit: Called with the first batch, before it is learned from.
 
     With `table`, the errors of the reference come from there, as far as they are known.
 
@@ -48,18 +53,27 @@ class Learner:
         parameterization: Parameterization,
         config: Config,
         groups_per_step: int,
+        around: Around = nullcontext,
+        fit: Callable[[Item], object] | None = None,
     ):
+        self.around, self.fit = around, fit
         self.accelerator, self.models, self.encoder = accelerator, models, encoder
         self.parameterization, self.config, self.groups_per_step = parameterization, config, groups_per_step
         self.objective, self.compared = config.objective, needs_reference(config.objective)
         self.coupled = is_coupled(config.objective)
         self.in_two_passes = runs_twice(config, accelerator)
-        self.seed = draw_seed(config)
+        self.seed, self.kernel = draw_seed(config), config.train.kernel
+        self.fused = check_kernel(self.kernel, accelerator.device)
 
     def learn(self, batches: Iterable[PreferenceBatch], journal: Journal) -> None:
         """Accumulate the gradient of one optimiser step, and note its numbers."""
         if self.table:
             self.table.step()
+        with self.around():
+            self.accumulate(batches, journal)
+
+    def accumulate(self, batches: Iterable[PreferenceBatch], journal: Journal) -> None:
+        """Forward and backward passes of each batch."""
         if self.in_two_passes:
             return self.learn_in_two_passes([self.prepare(batch) for batch in batches], journal)
         self.accelerator.step = 0
@@ -71,6 +85,9 @@ class Learner:
         """Encoded, and noised with the run's seed, or as its rows always are."""
         encoded = self.encoder(batch)
         noised = self.noise(encoded, self.seed)
+        if self.fit is not None:
+            self.fit((encoded, noised))
+            self.fit = None
         if self.table is None:
             return encoded, noised
         kept = self.table.errors(self.table.cells(batch), lambda: self.reference_error((encoded, noised)))
@@ -82,7 +99,8 @@ class Learner:
         size, found = self.config.train.gradient_cache or len(item[1].t), []
         for encoded, noised in split(item, size):
             base = self.models.reference(noised.x_t, noised.t, encoded.conditioning)
-            found.append(item_errors(base, None, noised.target, torch.ones_like(noised.weight)).policy)
+            errors = item_errors(base, None, noised.target, torch.ones_like(noised.weight), kernel=self.kernel)
+            found.append(errors.policy)
         return torch.cat(found)
 
     def noise(self, encoded: Encoded, seed: int) -> Noised:
@@ -96,6 +114,7 @@ class Learner:
             strata=self.config.reference.draws or self.groups_per_step,  # of fixed draws, one in each stratum
             model=getattr(self.models, self.config.noise.inversion_network) if inverts else None,
             error_space=self.objective.error_space,
+            kernel=self.kernel,
         )
 
     def predictions(self, item: Item, compared: bool | None = None) -> tuple[Tensor, Tensor | None]:
@@ -110,7 +129,7 @@ class Learner:
     def errors(self, noised: Noised, structure: Structure, policy: Tensor, reference: Tensor | None) -> Errors:
         """All that the objective asks for."""
         known = {"drift": needs_drift(self.objective), "reference_error": noised.reference_error}
-        found = item_errors(policy, reference, noised.target, noised.weight, **known)
+        found = item_errors(policy, reference, noised.target, noised.weight, kernel=self.kernel, **known)
         if not needs_overlap(self.objective):
             return found
         return replace(found, overlap=residual_overlap(policy, noised.target, noised.weight, structure.pairs))
@@ -118,8 +137,14 @@ class Learner:
     def loss(self, item: Item, journal: Journal | None = None) -> Tensor:
         """One forward pass of policy and reference -> loss, with graph."""
         encoded, noised = item
-        errors = self.errors(noised, encoded.structure, *self.predictions(item))
-        loss, losses = total(errors, encoded.structure, self.objective)
+        predictions = self.predictions(item)
+        if self.fused and eligible(self.objective, encoded.structure):
+            known = {"reference_error": noised.reference_error}
+            whole = *predictions, noised.target, noised.weight, encoded.structure, self.objective
+            errors, loss, losses = fused_total(*whole, **known)
+        else:
+            errors = self.errors(noised, encoded.structure, *predictions)
+            loss, losses = total(errors, encoded.structure, self.objective)
         if journal:
             journal.add(step_metrics(errors, noised.level, encoded.structure, losses, self.objective.beta))
         return loss
@@ -140,7 +165,8 @@ class Learner:
             with self.accelerator.accumulate(self.models.denoiser):
                 policy = self.models.policy(noised.x_t, noised.t, encoded.conditioning)
                 drifts = None if by_drift is None else base
-                again = item_errors(policy, drifts, noised.target, noised.weight, drift=drifts is not None)
+                asked = {"drift": drifts is not None, "kernel": self.kernel}
+                again = item_errors(policy, drifts, noised.target, noised.weight, **asked)
                 loss = weighted(again.policy, by_error[part])
                 if by_drift is not None:
                     loss = loss + weighted(again.drift, by_drift[part])

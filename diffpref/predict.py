@@ -50,7 +50,7 @@ class Models:
 
     family: Of the pipeline.  denoiser: The policy, as the engine prepared it.  base: The reference; None where nothing
     asks for one.  dtype: Of the denoiser's inputs.  autocast: The engine's context.  users: Makes users of what is
-    known of them; None where nobody is asked.
+    known of them; None where nobody is asked.  layout: Of x_t in memory.
     """
 
     family: Family
@@ -59,6 +59,7 @@ class Models:
     dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager]
     users: nn.Module | None = None
+    layout: torch.memory_format = torch.preserve_format
 
     def policy(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """With graph, unless the caller forbids one."""
@@ -79,4 +80,4 @@ class Models:
         if self.users is not None:
             c["user"] = self.users(known)
         c = {key: value.to(self.dtype) for key, value in c.items()}
-        return self.family.denoise(model, x_t.to(self.dtype), t, c)
+        return self.family.denoise(model, x_t.to(self.dtype, memory_format=self.layout), t, c)

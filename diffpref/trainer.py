@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
@@ -18,6 +20,7 @@ from diffpref.config import Config
 from diffpref.data import check, check_data_options, load_preferences, pair_sizes, training_loader
 from diffpref.encode import Encoder, release_encoders
 from diffpref.families import family_of, load_pipeline
+from diffpref.gradient_cache import Item, split
 from diffpref.heldout import HeldOut, Ranks, check_gradient_noise, held_out_batches, held_out_rows
 from diffpref.journal import Journal
 from diffpref.learner import Learner, draw_seed, runs_twice
@@ -28,6 +31,12 @@ from diffpref.objectives import OBJECTIVES
 from diffpref.predict import REFERENCES, Models
 from diffpref.reference_cache import check_draws, reference_table
 from diffpref.run_folder import checkpoint_to_resume
+from diffpref.speed import fitting
+from diffpref.speed.attention import choose_attention
+from diffpref.speed.casting import compute_in_input_dtype
+from diffpref.speed.compiling import compile_denoiser, eagerly
+from diffpref.speed.fitting import decide, saved_bytes
+from diffpref.speed.layout import channels_last
 from diffpref.stability import DriftAlarm
 from diffpref.users.training import Draws, Personal
 from diffpref.verdict import Verdict, read_prompts
@@ -80,6 +89,7 @@ class Trainer:
         # Before an adapter is in it: the reference's errors are those of these weights, whatever is trained beside.
         self.base_facts = module_facts(self.denoiser) if self.config.reference.draws and self.main else []
         self.dtype = self.prepare_weights()
+        self.prepare_passes()
         self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if compares(self.config) else None
         self.sizes = pair_sizes(self.config.data, self.native_resolution(), self.multiple(), self.checked.sizes)
 
@@ -97,18 +107,42 @@ class Trainer:
             self.personal.install(self.denoiser)
         return getattr(torch, self.config.model.dtype)
 
+    def prepare_passes(self) -> None:
+        """How forward passes are made; the result is the same but for rounding."""
+        if self.train.gradient_checkpointing is True:
+            self.denoiser.enable_gradient_checkpointing()
+        if self.config.lora.compute == "input" and engines.whole(self.accelerator):
+            compute_in_input_dtype(self.denoiser)
+        self.layout = channels_last(self.denoiser) if self.train.channels_last else torch.preserve_format
+
+    def fit(self, item: Item) -> None:
+        """Recompute activations if those of this run's largest batch do not fit."""
+        encoded, noised = first = next(split(item, 1))
+        own = replace(self.learner.models, denoiser=self.denoiser)  # an engine would wait for a backward pass
+        one = saved_bytes(self.denoiser, lambda: own.policy(noised.x_t, noised.t, encoded.conditioning))
+        area = first[1].x_t[0, 0].numel() * self.pipe.vae_scale_factor**2
+        count = min(len(item[1].t), self.train.gradient_cache or len(item[1].t))
+        needed = one * count * int(np.prod(self.sizes, axis=-1).max()) // area
+        recompute, said = decide(needed, fitting.free_bytes(self.accelerator.device), self.patience.any)
+        self.accelerator.print(said)
+        if recompute:
+            self.denoiser.enable_gradient_checkpointing()
+
     def prepare_training(self) -> None:
         """The loop, and what stands between its batches and its gradients."""
-        if self.train.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+        compile_denoiser(self.denoiser, self.family, self.train.compile)
+        kernel = (self.config.model.attention, self.accelerator.device, self.dtype, self.accelerator.autocast)
+        around = choose_attention(self.denoiser, *kernel)
         alarm = DriftAlarm(self.train.drift_alarm, self.train.on_drift == "stop")
         journal = Journal(self.config, self.accelerator, alarm)
         self.loop = Loop(self.config, self.accelerator, self.denoiser, journal, self.export)
         users = self.personal.module if self.personal else None
-        models = Models(self.family, self.loop.policy, self.reference, self.dtype, self.accelerator.autocast, users)
-        self.learner = Learner(
-            self.accelerator, models, self.encoder, self.parameterization, self.config, self.loop.groups_per_step()
-        )
+        own = (self.dtype, self.accelerator.autocast, users, self.layout)
+        models = Models(self.family, self.loop.policy, self.reference, *own)
+        place = (self.accelerator, models, self.encoder, self.parameterization)
+        auto = self.train.gradient_checkpointing == "auto" and engines.whole(self.accelerator)
+        fit = self.fit if auto else None
+        self.learner = Learner(*place, self.config, self.loop.groups_per_step(), around, fit)
         self.held_out = self.prepare_held_out()
 
     def prepare_held_out(self) -> HeldOut | None:
@@ -192,7 +226,7 @@ class Trainer:
     def drawing(self) -> Iterator[Draws]:
         """The pipeline with the policy as it is now, averaged if so configured, and encoders, loaded again if a cache
         has let them go."""
-        with self.loop.average.applied():
+        with self.loop.average.applied(), eagerly() if self.train.compile != "none" else nullcontext():
             pipe = self.pipe
             if self.cache is not None:
                 kept = {self.family.denoiser: self.denoiser}

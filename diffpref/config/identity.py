@@ -30,6 +30,7 @@ INCIDENTAL = (
     "data.validation_draws",
     "cache.folder",
     "cache.max_gb",
+    "lora.compute",
     "model.attention",
     "train.channels_last",
     "train.checkpointing_steps",

@@ -48,6 +48,8 @@ class LoraSettings:
         target_modules: Module name endings; the family's attention projections when not given.
         use_rslora: Scale by alpha / sqrt(r) instead of alpha / r.
         use_dora: Decompose into magnitude and direction.
+        compute: Precision that the adapter computes in: its input's, or fp32 with casts at every layer. Its weights
+            are fp32 in any case.
         dropout: On the adapter's input. Policy and reference then differ by more than the weights; 0 is right for DPO.
     """
 
@@ -56,6 +58,7 @@ class LoraSettings:
     target_modules: list[str] | None = None
     use_rslora: bool = False
     use_dora: bool = False
+    compute: Literal["input", "float32"] = "input"
     dropout: float = 0.0
 
 
