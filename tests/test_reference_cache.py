@@ -19,9 +19,10 @@ from diffpref.reference_cache.table import TableFiles
 from diffpref.trainer import Trainer
 
 STEPS = 8  # of two of seven pairs each: every pair twice, both of its draws
-SHORT = {  # all is drawn that can be, timesteps in strata, and errors have weights
+MOVING = {"center_crop": False, "random_flip": True}
+SHORT = {  # timesteps in strata, and errors have weights
     "train": {"max_train_steps": STEPS, "train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3},
-    "data": {"center_crop": False, "random_flip": True, "caption_dropout": 0.5},
+    "data": {"caption_dropout": 0.5},
     "noise": {"stratified": True},
     "objective": {"error_space": "sample"},
     "reference": {"draws": 2},
@@ -32,7 +33,7 @@ SHORT = {  # all is drawn that can be, timesteps in strata, and errors have weig
 def kept(folder: Path, **sections) -> dict:
     """Sections of a run with two draws of each pair, their errors in a cache folder."""
     both = {key: SHORT.get(key, {}) | sections.get(key, {}) for key in SHORT | sections}
-    return both | {"cache": {"folder": str(folder)}}
+    return both | {"cache": sections.get("cache", {}) | {"folder": str(folder)}}
 
 
 @pytest.fixture
@@ -79,6 +80,11 @@ def test_another_run_asks_never_and_ends_with_the_same_weights(world, trained, a
     assert same(warm, cold) and not same(warm, trained.config.run_dir)
 
 
+def test_a_run_with_cached_latents_and_text_finds_what_one_without_has_kept(world, trained, asked):
+    report, _, _ = run(world, "cached", **kept(world / "shared", cache={"latents": True, "text": True}))
+    assert report["reference_draws"]["passes_made"] == 0 and not asked
+
+
 def test_a_killed_run_ends_as_one_that_was_not(world, trained):
     """Killed while it wrote the checkpoint of step 6; what the table has beyond step 3 is found again."""
     train = {"checkpointing_steps": 3}
@@ -106,19 +112,20 @@ def test_two_processes_keep_what_each_has_found(world, trained):
     assert distance(world / "runs" / "two", trained.config.run_dir) < 1e-3  # Adam makes steps of rounding
 
 
-def prepared(trainer: Trainer, seed: int, epochs: range) -> dict[int, Item]:
+def prepared(trainer: Trainer, seed: int, epochs: range, **cutting: bool) -> dict[int, Item]:
     """Key of a row's draw -> the row, ready for the models: some epochs in the order of a seed, one row a batch."""
     train = replace(trainer.config.train, train_batch_size=1, max_train_steps=PAIRS * epochs.stop)
-    config, place = replace(trainer.config, train=train), {"start": PAIRS * epochs.start, "rank": 0, "world": 1}
+    config = replace(trainer.config, train=train, data=replace(trainer.config.data, **cutting))
+    place = {"start": PAIRS * epochs.start, "rank": 0, "world": 1}
     loader = training_loader(trainer.checked.rows, trainer.sizes, config, seed=seed, draws=2, **place)
     return {batch.keys[0]: trainer.learner.prepare(batch) for batch in loader}
 
 
-def test_a_draw_is_the_same_in_every_run_and_every_second_epoch(trained, asked):
+@pytest.mark.parametrize("cutting", [{}, MOVING], ids=["still", "moving"])
+def test_a_draw_is_the_same_in_every_run_and_every_second_epoch(trained, asked, cutting):
     """Crop, mirroring, dropped caption, the VAE's draw, timestep and noise; and so its error is known."""
-    one, other = prepared(trained, 0, range(2)), prepared(trained, 7, range(2, 4))
-    assert not asked
-    assert sorted(one) == sorted(other) == list(range(2 * PAIRS))
+    one, other = prepared(trained, 0, range(2), **cutting), prepared(trained, 7, range(2, 4), **cutting)
+    assert sorted(one) == sorted(other) == list(range(2 * PAIRS)) and not asked
     for key, (encoded, noised) in one.items():
         assert all(torch.equal(value, vars(other[key][1])[name]) for name, value in vars(noised).items())
         assert torch.equal(encoded.conditioning["prompt_embeds"], other[key][0].conditioning["prompt_embeds"])

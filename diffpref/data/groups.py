@@ -79,7 +79,7 @@ class Group:
 
 class PreferenceGroups(TorchDataset):
     """Items of (row, key): one group, decoded or from the cache. The key is the group's position in training; its
-    random draws depend on it alone.
+    random draws depend on it alone, or with `fixed` on the row and the epoch.
 
     A row that turns out to be unusable is replaced by the next one that is usable and of the same size, or with
     data.faults=raise stops the run.
@@ -93,7 +93,7 @@ class PreferenceGroups(TorchDataset):
         cache: What is encoded already.
         asked: Whom the groups are trained for; nobody in particular when not given.
         decode: (name, undecoded picture, view) -> images [3,H,W], original (height, width), corner (top, left).
-        fixed: Makes keys of positions where a row's draws are the same in every epoch or every K-th.
+        fixed: Makes the keys where a row has a few draws that stay the same.
     """
 
     def __init__(
