@@ -130,7 +130,7 @@ class Bench:
         """Hot and cold, ROUNDS turns each."""
         count = min(sets_for_cold(case.bytes_min, self.device), self.args.most_sets)
         sets = [make(case, self.device, self.args.seed + i) for i in range(count)]
-        share = min(0.3, 0.5 * seconds / max(1, 2 * ROUNDS * len(ways)))
+        share = min(self.args.each, 0.5 * seconds / max(1, 2 * ROUNDS * len(ways)))
         hot = {name: self.acts(way, sets[:1]) for name, way in ways.items()}
         cold = {name: self.acts(way, sets) for name, way in ways.items()}
         runs: dict[str, dict[str, list]] = {name: {"hot": [], "cold": []} for name in ways}
@@ -159,6 +159,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", type=names_of(DTYPES), default=["bf16", "fp32", "fp16"], help="of fp32,bf16,fp16")
     parser.add_argument("--impl", type=names_of(WAYS), default=list(WAYS), help=f"of {','.join(WAYS)}")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all (540); what is left out is named")
+    parser.add_argument("--each", type=float, default=0.3, help="seconds of each turn of each way (0.3)")
     parser.add_argument("--shrunk", type=int, default=1, help="divide the sides of the shapes, to try it out")
     parser.add_argument("--interpreted", type=int, default=1, help="most pairs through Triton's interpreter (1)")
     parser.add_argument("--most-gb", type=float, default=4.0, help="memory that a case may take on a CPU (4)")

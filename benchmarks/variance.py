@@ -19,7 +19,7 @@ from data import about, machine, say  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from spread.draws import BLOCK, CONDITIONS, SKETCH, WAYS, Condition, configuration, gradients  # noqa: E402
+from spread.draws import CONDITIONS, SKETCH, WAYS, Condition, Plan, configuration, gradients  # noqa: E402
 from spread.estimates import Row, measured  # noqa: E402
 
 from diffpref.engines import silence  # noqa: E402
@@ -82,7 +82,8 @@ def text(row: Row) -> str:
 def main() -> None:
     """Measure, write, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=32, help="steps of 16 pairs at each condition (32)")
+    parser.add_argument("--steps", type=int, default=16, help="steps at each condition (16)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of a step (16)")
     parser.add_argument("--conditions", type=int, default=len(CONDITIONS), help="only the first so many (3)")
     parser.add_argument("--seed", type=int, default=0, help="of pairs and adapter")
     parser.add_argument("--folder", type=Path, default=RUNS, help="where gradients are kept")
@@ -93,30 +94,26 @@ def main() -> None:
         parser.error("--steps: an interval needs two steps or more")
     silence()
     chosen = CONDITIONS[: args.conditions]
-    passes = args.steps * BLOCK * len(WAYS) * len(chosen)
-    say(f"{passes} gradients of a pair, about {passes * 0.1 / 60:.0f} minutes on one core, less what is on disk")
-    report = header(args, chosen)
-    report["conditions"] = {c.name: of_condition(c, args) for c in chosen}
+    plan = Plan(args.folder, args.steps, args.pairs, args.seed)
+    passes = plan.steps * plan.pairs * len(WAYS) * len(chosen)
+    say(f"{passes} gradients of a pair, about {passes * 0.18 / 60:.0f} minutes on one core, less what is on disk")
+    report = header(plan, chosen)
+    report["conditions"] = {c.name: measured(gradients(c, plan), c.noise) for c in chosen}
     out = args.out or Path(__file__).parent / "results" / f"variance-{machine()}.json"
     write_report(out, report)
     figure(report["conditions"], args.figure or out.with_suffix(".png"))
     tell(report["conditions"])
 
 
-def of_condition(condition: Condition, args: argparse.Namespace) -> dict[str, Row]:
-    """All numbers of one."""
-    return measured(gradients(condition, args.folder, args.steps, args.seed), condition.noise)
-
-
-def header(args: argparse.Namespace, chosen: tuple[Condition, ...]) -> dict[str, Any]:
+def header(plan: Plan, chosen: tuple[Condition, ...]) -> dict[str, Any]:
     """What the numbers depend on."""
     facts = about(False, 1)
     names = ("environment", "ram_gb", "torch_threads", "load_average_at_start", "started")
-    config = configuration(args.folder, args.seed)
+    config = configuration(plan)
     return (
-        {"command": f"python benchmarks/variance.py --steps {args.steps} --seed {args.seed}"}
+        {"command": f"python benchmarks/variance.py --steps {plan.steps} --conditions {len(chosen)}"}
         | {key: facts[key] for key in names}
-        | {"steps": args.steps, "pairs_a_step": BLOCK, "sketch": SKETCH, "seed": args.seed, "ways": WAYS}
+        | {"steps": plan.steps, "pairs_a_step": plan.pairs, "seed": plan.seed, "sketch": SKETCH, "ways": WAYS}
         | {"lora": config.lora, "objective": {"name": config.objective.name, "beta": config.objective.beta}}
         | {"noise": {c.name: c.noise for c in chosen}}
     )

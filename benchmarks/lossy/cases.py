@@ -18,7 +18,6 @@ SHAPES: dict[str, tuple[int, ...]] = {  # of an item
 APART = {"sd15": 1e-3, "sdxl": 1e-2, "flux": 1e-1, "wan": 1e-1}  # policy from reference, root mean square
 RESIDUAL = 0.5  # reference from target, likewise
 BETA = 5000.0
-SCALES = {"fp32": 1.0, "bf16": 1.0, "fp16": 2.0**16}  # dL/dloss: half precision is trained with a scaled loss
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TENSORS = 4  # wide ones of an item, each touched once at the least: policy, reference and target read, gradient written
 
@@ -46,6 +45,12 @@ class Case:
     def bytes_min(self) -> int:
         """Each wide tensor once."""
         return TENSORS * self.elements * DTYPES[self.dtype].itemsize
+
+    @property
+    def scale(self) -> float:
+        """dL/dloss: fp16 is trained with a scaled loss, here by the power of two that makes gradients about 1."""
+        size = BETA / (self.pairs * math.prod(self.item))
+        return 2.0 ** -round(math.log2(size)) if self.dtype == "fp16" else 1.0
 
     @property
     def name(self) -> str:
@@ -84,7 +89,7 @@ def make(case: Case, device: torch.device, seed: int) -> Inputs:
         reference.to(dtype),
         target.to(dtype),
         torch.ones(items, device=device),
-        torch.tensor(SCALES[case.dtype], device=device),
+        torch.tensor(case.scale, device=device),
         structure,
         ObjectiveConfig(name="dpo", beta=BETA),
     )

@@ -34,8 +34,8 @@ def size(leaf: Any) -> int:
 
 
 class Launches(Counting):
-    """Operations that compute or copy. Triton's interpreter, where it stands in for a GPU, copies what kernels are given
-    and what they leave; that is no part of them."""
+    """Operations that compute or copy. Triton's interpreter, where it stands in for a GPU, copies what kernels are
+    given and what they leave; that is no part of them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._overloadpacket.__name__ in ("copy_", "set_") and os.environ.get("TRITON_INTERPRET") == "1":

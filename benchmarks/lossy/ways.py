@@ -82,8 +82,8 @@ def as_they_are(logits: Tensor, x: Inputs) -> Tensor:
 
 
 def of_advantages(advantage: Tensor, x: Inputs) -> Tensor:
-    """(β/2)·(A_chosen − A_rejected), [B], in fp64: fp32 here would be one more rounding than the loss has."""
-    winner, loser = advantage.double()[x.structure.pairs.T]
+    """(β/2)·(A_chosen − A_rejected), [B], in fp32 as the loss has it."""
+    winner, loser = advantage[x.structure.pairs.T]
     return 0.5 * x.settings.beta * (winner - loser)
 
 

@@ -27,13 +27,13 @@ from diffpref.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 WORLD = ROOT / "diffpref" / "emoji_world" / "data"
-SKETCH, BLOCK = 2**14, 16  # places of a sketch; groups of a step
+SKETCH = 2**14  # places of a sketch
 FIRST, SECOND, APART = 1, 2, 3  # seeds of the iid draw, of the stratified one, of independent noise
 Gradients = dict[str, Tensor]
 
 WAYS = {
     "iid": "a timestep and a noise for each pair",
-    "stratified": "the same pair again: fresh noise, its timestep from its own sixteenth of the step",
+    "stratified": "the same pair again: fresh noise, its timestep from its own share of the step's",
     "neighbour": "the pair's own timestep, minus the noise of the pair before it in the step",
     "mirrored": "the same pair and timestep, minus its noise",
     "mirrored afresh": "the same pair, minus its noise, the timestep of `stratified`",
@@ -62,16 +62,29 @@ CONDITIONS = (
 )
 
 
-def configuration(folder: Path, seed: int) -> Config:
-    """The quickstart's adapter, objective and data, a pair at a time, a step being 16."""
+@dataclass(frozen=True)
+class Plan:
+    """How much is drawn, and where it is kept.
+
+    steps: Of each condition.  pairs: Of a step, and strata of its timesteps.  seed: Of pairs and adapter.
+    """
+
+    folder: Path
+    steps: int
+    pairs: int = 16
+    seed: int = 0
+
+
+def configuration(plan: Plan) -> Config:
+    """The quickstart's adapter, objective and data, a pair at a time."""
     place = {
         "model.pretrained_model_name_or_path": WORLD / "pipeline",
         "data.path": WORLD / "preferences" / "pairs.parquet",
         "sample.prompts": WORLD / "evaluation_prompts.txt",
-        "output_dir": folder,
-        "train.seed": seed,
+        "output_dir": plan.folder,
+        "train.seed": plan.seed,
         "train.train_batch_size": 1,
-        "train.gradient_accumulation_steps": BLOCK,
+        "train.gradient_accumulation_steps": plan.pairs,
     }
     flags = [f"--{key}={value}" for key, value in place.items()]
     config = load_config(["--config", str(ROOT / "configs" / "quickstart.yaml"), *flags])
@@ -105,7 +118,7 @@ class Source:
         """The trainer's learner, drawing otherwise."""
         t = self.trainer
         config = replace(t.config, noise=noise)
-        return Learner(t.accelerator, t.learner.models, t.encoder, self.parameters, config, BLOCK)
+        return Learner(t.accelerator, t.learner.models, t.encoder, self.parameters, config, t.loop.groups_per_step())
 
     def draws(self, block: list[Encoded]) -> Iterator[dict[str, Noised]]:
         """For each group of a step, each way's x_t and target."""
@@ -129,10 +142,8 @@ class Source:
 
     def renoised(self, encoded: Encoded, at: Noised, noise: Tensor) -> Noised:
         """Another noise at the same levels."""
-        mixtures = (self.parameters.coefficients(at.level), self.parameters.target(at.level))
-        x_t, target = (
-            wide(by_x0, noise) * encoded.latents + wide(by_noise, noise) * noise for by_x0, by_noise in mixtures
-        )
+        x0, mixtures = encoded.latents, (self.parameters.coefficients(at.level), self.parameters.target(at.level))
+        x_t, target = (wide(by_x0, x0) * x0 + wide(by_noise, x0) * noise for by_x0, by_noise in mixtures)
         return replace(at, x_t=x_t, target=target)
 
     def gradient(self, encoded: Encoded, noised: Noised) -> Tensor:
@@ -145,7 +156,7 @@ class Source:
         return torch.zeros(SKETCH).index_add_(0, self.place, self.sign * gradient)
 
     def block(self, block: list[Encoded], bar: tqdm) -> Gradients:
-        """Of each way: sketches [16,SKETCH] and exact squared lengths [16] of a step's groups; levels [16] of both
+        """Of each way: sketches [B,SKETCH] and exact squared lengths [B] of a step's groups; levels [B] of both
         draws of timesteps."""
         rows: dict[str, list[Tensor]] = {}
         for encoded, ways in zip(block, self.draws(block), strict=True):
@@ -164,19 +175,20 @@ class Source:
 
 def key_of(config: Config, condition: Condition) -> str:
     """What gradients depend on, as a folder's name."""
-    facts = [asdict(config.lora), asdict(config.objective), asdict(condition), config.train.seed, SKETCH, BLOCK]
+    pairs = config.train.gradient_accumulation_steps
+    facts = [asdict(config.lora), asdict(config.objective), asdict(condition.noise), config.train.seed, SKETCH, pairs]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode())
     if condition.lora:
         digest.update(condition.lora.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def gradients(condition: Condition, folder: Path, blocks: int, seed: int) -> Gradients:
-    """Of so many steps [blocks,16,…]; those that are on disk are read, the others made and written one by one."""
-    config = configuration(folder, seed)
-    home = folder / key_of(config, condition)
+def gradients(condition: Condition, plan: Plan) -> Gradients:
+    """Of the plan's steps [n,B,…]; those that are on disk are read, the others made and written one by one."""
+    config = configuration(plan)
+    home = plan.folder / key_of(config, condition)
     home.mkdir(parents=True, exist_ok=True)
-    paths = [home / f"{number:04}.safetensors" for number in range(blocks)]
+    paths = [home / f"{number:04}.safetensors" for number in range(plan.steps)]
     if not all(path.exists() for path in paths):
         make(condition, config, paths)
     parts = [load_file(path) for path in paths]
@@ -191,9 +203,10 @@ def make(condition: Condition, config: Config, paths: list[Path]) -> None:
     source, start = Source(trainer, condition), next(i for i, path in enumerate(paths) if not path.exists())
     place = {"start": start, "rank": 0, "world": 1, "seed": config.train.seed}
     batches = iter(training_loader(trainer.checked.rows, trainer.sizes, config, **place))
-    with tqdm(total=(len(paths) - start) * BLOCK * len(WAYS), desc=condition.name, unit="gradient") as bar:
+    pairs = config.train.gradient_accumulation_steps
+    with tqdm(total=(len(paths) - start) * pairs * len(WAYS), desc=condition.name, unit="gradient") as bar:
         for path in paths[start:]:
-            found = source.block([trainer.encoder(next(batches)) for _ in range(BLOCK)], bar)
+            found = source.block([trainer.encoder(next(batches)) for _ in range(pairs)], bar)
             save_file(found, path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
 

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import norm
 
 from diffpref.config import NoiseConfig
-from spread.draws import BLOCK, Gradients
+from spread.draws import Gradients
 
 ALIKE = ("iid", "stratified", "neighbour", "mirrored", "mirrored afresh")  # a single pair's draw is the same in all
 RESAMPLES = 2000
@@ -61,7 +61,7 @@ class Products:
 
     def __init__(self, found: Gradients, noise: NoiseConfig):
         self.found = {name: value.double().numpy() for name, value in found.items()}
-        self.noise, self.steps = noise, len(found["iid"])
+        self.noise, (self.steps, self.pairs) = noise, found["iid"].shape[:2]
 
     def sums(self, ways: tuple[str, ...]) -> Array:
         """Mean gradient of each step over its groups and these ways, [n,SKETCH]."""
@@ -84,7 +84,7 @@ class Products:
 
     def between(self) -> Callable[[Weighted], Array]:
         """1/S·Σ_s |m_s|² over the strata."""
-        parts = [self.stratum(s) for s in range(BLOCK)]
+        parts = [self.stratum(s) for s in range(self.pairs)]
         return lambda over: np.mean([over.cross(p) / over.cross(n) for p, n in parts], axis=0)
 
     def stratum(self, s: int) -> tuple[Array, Array]:
@@ -92,7 +92,7 @@ class Products:
         sums, counts = 0.0, 0.0
         for way, level in (("iid", "iid"), ("mirrored", "iid"), ("neighbour", "iid"), ("stratified", "stratified")):
             places = quantiles(self.found[f"{level}/level"], self.noise)
-            inside = np.minimum(places * BLOCK, BLOCK - 1).astype(int) == s
+            inside = np.minimum(places * self.pairs, self.pairs - 1).astype(int) == s
             sums = sums + np.einsum("nb,nbd->nd", inside, self.found[way])
             counts = counts + inside.sum(1)
         return sums @ sums.T, np.outer(counts, counts).astype(float)
@@ -132,7 +132,7 @@ def estimates(products: Products) -> dict[str, Callable[[Weighted], Array]]:
         return lambda over: 1 + (over.mean(products_) - over.mean(twice)) / (variance(over) - data(over))
 
     def whole(way: str) -> Callable[[Weighted], Array]:
-        return lambda over: BLOCK * (over.mean(products.whole(way)) - mean2(over)) / variance(over)
+        return lambda over: products.pairs * (over.mean(products.whole(way)) - mean2(over)) / variance(over)
 
     def stratified(over: Weighted) -> Array:
         return strata(over) - mean2(over)
