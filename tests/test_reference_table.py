@@ -19,7 +19,7 @@ from diffpref.data.sampler import BucketStream, TrainingStream
 from diffpref.noise import FIXED_SEED, FixedDraws, generator, parameterization
 from diffpref.noise.levels import draw_level
 from diffpref.reference_cache import check_draws
-from diffpref.reference_cache.identity import rows_facts, table_fingerprint
+from diffpref.reference_cache.identity import path_facts, rows_facts, table_fingerprint
 from diffpref.reference_cache.table import ReferenceTable, open_table
 
 CPU = torch.device("cpu")
@@ -158,13 +158,13 @@ def pipe():
     return tiny_sd()
 
 
-def name(pipe, config: Config = BASE, precision: str = "torch.float32", **changed) -> str:
+def name(pipe, config: Config = BASE, precision: torch.dtype = torch.float32, **changed) -> str:
     """The name of the table of a set of two pairs."""
     content = {"rows": ["a cat", "a dog"], "digests": np.ones((2, 2, 32), np.uint8), "sizes": (16, 16)} | changed
     rows = Dataset.from_dict({"prompt": content["rows"]})
     facts = rows_facts(rows, content["digests"], content["sizes"])
     weights, schedule = module_facts(pipe.unet), parameterization(pipe.scheduler)
-    return table_fingerprint(weights, schedule, config, pipe, None, facts, [precision, "no"])
+    return table_fingerprint(weights, schedule, config, pipe, None, facts, path_facts(config, precision, pipe.device))
 
 
 def test_what_does_not_reach_the_reference_shares_the_table(pipe):
@@ -189,7 +189,11 @@ def test_what_does_has_a_table_of_its_own(pipe):
         name(pipe, rows=["a cat", "a cow"]),
         name(pipe, digests=np.arange(128, dtype=np.uint8).reshape(2, 2, 32)),
         name(pipe, sizes=(16, 24)),
-        name(pipe, precision="torch.bfloat16"),
+        name(pipe, precision=torch.bfloat16),
+        name(pipe, replace(BASE, train=replace(BASE.train, mixed_precision="bf16"))),
+        name(pipe, replace(BASE, train=replace(BASE.train, compile="inductor"))),
+        name(pipe, replace(BASE, train=replace(BASE.train, channels_last=True))),
+        name(pipe, replace(BASE, model=replace(BASE.model, attention="flash"))),
         name(tiny_sd("v_prediction")),
     ]
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -41,6 +42,14 @@ def rows_facts(rows: Dataset, digests: np.ndarray, sizes: tuple[int, int] | np.n
     return [list(digests.shape), digest(digests), digest(whole), hashlib.sha256(words.encode()).hexdigest()]
 
 
+def path_facts(config: Config, precision: torch.dtype, device: torch.device) -> list:
+    """How forward passes are computed. Policy and reference must round alike: in half precision two kernels' errors of
+    one prediction differ by more than the logit bears."""
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    ways = [config.train.compile, config.train.channels_last, config.model.attention]
+    return [str(precision), config.train.mixed_precision, machine, *ways]
+
+
 def encoder_facts(pipe: DiffusionPipeline, cache: DiskCache | None) -> list:
     """How pictures and prompts are encoded; a cache that has let encoders go is named by what they were."""
     pictures, prompts = (cache.pictures, cache.prompts) if cache else (None, None)
@@ -59,7 +68,7 @@ def table_fingerprint(
     rows: list,
     computed: list,
 ) -> str:
-    """Stands for a table: all that its numbers depend on, but for rounding.
+    """Stands for a table: all that its numbers depend on, but for the last digits that a batch's size decides.
 
     Args:
         weights: Facts of the reference's denoiser.
@@ -68,7 +77,7 @@ def table_fingerprint(
         pipe: With the encoders that are still there.
         cache: What was encoded by those that are not.
         rows: From `rows_facts`.
-        computed: In which precision.
+        computed: From `path_facts`.
     """
     cutting = {name: getattr(config.data, name) for name in CUTTING}
     still = config.data.center_crop and not config.data.random_flip

@@ -12,7 +12,7 @@ from diffpref.cache.team import Team
 from diffpref.config import Config
 from diffpref.data import kind_of
 from diffpref.noise import Parameterization
-from diffpref.reference_cache.identity import rows_facts, table_fingerprint
+from diffpref.reference_cache.identity import path_facts, rows_facts, table_fingerprint
 from diffpref.reference_cache.table import ReferenceTable, open_table
 
 
@@ -44,8 +44,7 @@ def reference_table(
         return None
     digests, names = picture_contents(config, rows, cache, team), []
     if team.main:
-        known = rows_facts(rows, digests, sizes)
-        computed = [str(precision), config.train.mixed_precision]
+        known, computed = rows_facts(rows, digests, sizes), path_facts(config, precision, pipe.device)
         names = [table_fingerprint(weights, parameters, config, pipe, cache, known, computed)]
     name, *_ = team.together(names)
     width = max(2, digests.shape[1])  # two items also of captions, whose rows have one picture
