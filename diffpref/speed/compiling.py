@@ -5,7 +5,8 @@ is compiled block by block: its blocks are alike and share their graphs, so that
 
 Graphs are counted in few: one for the policy with gradient, one for the reference, one for the policy without gradient
 where something asks for that (held-out data, two passes), each once for the first size of pictures and, from the second
-one on, once more for all sizes; of a transformer these for each kind of block. Compile last: after adapters, casts and layout.
+one on, once more for all sizes; of a transformer these for each kind of block, and for the first block once more, into
+which no gradient goes back. Compile last: after adapters, casts and layout.
 """
 
 from collections.abc import Callable, Iterable
