@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from diffpref.batch import Errors, Structure
-from diffpref.errors import Mixture, parts, triton_computes
+from diffpref.errors import Mixture, parts
 from diffpref.objectives import OBJECTIVES, Settings
 
 # The kernel's link of each objective, and its three numbers; triton_kernels/preference_head.py has the equations.
@@ -85,8 +85,3 @@ def fused_total(
     )
     loss, losses, _, _, error, advantage = found
     return Errors(error, advantage), loss, losses
-
-
-def fused(kernel: str, settings: Settings, structure: Structure, policy: Tensor) -> bool:
-    """Whether to call `fused_total`. Raises ValueError where triton is asked for and cannot run."""
-    return triton_computes(kernel, policy.device) and eligible(settings, structure)
