@@ -1,7 +1,7 @@
 """Pairs a second of a training step, against diffusers' example script:  python benchmarks/step.py --model emoji
 
-The script's step as shipped, with workers, and with cached latents and text granted; this package's own trainer, and the
-same with one lever moved at a time. Before anything is timed, all of them must compute the same loss, margins and
+The script's step as shipped, with workers, and with cached latents and text granted; this package's own trainer, and
+the same with one lever moved at a time. Before anything is timed, all of them must compute the same loss, margins and
 gradients. Variants take turns within a round; ratios are formed within a round. On a GPU:
 
     python benchmarks/step.py --model sd15 --device cuda --pairs 16
@@ -26,6 +26,7 @@ from data import machine, say
 from diffusers import DDPMScheduler
 from stepping.bases import Bases, make_bases
 from stepping.ceilings import ceilings
+from stepping.clock import Turn
 from stepping.counting import count
 from stepping.equal import EXACT, HALF, Given, awaken, check, compare, draw, through_ours, through_script
 from stepping.levers import LEVERS, Lever
@@ -57,15 +58,12 @@ class Variant:
         with engine(self.state):
             self.side = make()
         self.prepared = time.perf_counter() - started
-        self.seconds: list[float] = []
-        self.waited: list[float] = []
+        self.turns: list[Turn] = []
 
     def turn(self, warm: int, steps: int) -> None:
         """Time some steps."""
         with engine(self.state):
-            turn = self.side.turn(warm, steps)
-        self.seconds.append(turn.seconds)
-        self.waited.append(turn.waited)
+            self.turns.append(self.side.turn(warm, steps))
 
     def row(self) -> dict[str, Any]:
         """What it is, for the report."""
@@ -205,7 +203,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         profile(next(v for v in variants if v.name == args.profile), args)
     report["rounds"] = rounds(variants, args, started + 60 * args.budget)
     report["variants"] = {variant.name: variant.row() for variant in variants}
-    conclude(report, {v.name: v.seconds for v in variants}, {v.name: v.waited for v in variants}, args.pairs)
+    conclude(report, {variant.name: variant.turns for variant in variants}, args.pairs)
     report["predictions"] = json.loads(PREDICTIONS.read_text())
     report["load_average_at_end"] = list(os.getloadavg())
     return report

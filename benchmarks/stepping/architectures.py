@@ -1,5 +1,5 @@
-"""Stock models by their published configurations, and the same classes made small: random weights cost the same time and
-memory as trained ones."""
+"""Stock models by their published configurations, and the same classes made small: random weights cost the same time
+and memory as trained ones."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,9 +99,7 @@ SD15 = Architecture(
 )
 SDXL = Architecture(
     (UNet2DConditionModel, UNET_XL),
-    vae(
-        LEVELS, 4, 1024, scaling_factor=0.13025, force_upcast=False
-    ),  # as sdxl-vae-fp16-fix, which the script's page takes
+    vae(LEVELS, 4, 1024, scaling_factor=0.13025, force_upcast=False),  # as the fixed VAE
     (CLIP_L, CLIP_G),
     *(1024, 8, 4, LENGTH, 2048),
     pooled=1280,

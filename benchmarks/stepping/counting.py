@@ -1,4 +1,4 @@
-"""What can be counted exactly on any machine: FLOPs, operations, waits for the device, bytes saved for the backward pass."""
+"""What can be counted on any machine: FLOPs, operations, waits for the device, bytes saved for the backward pass."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

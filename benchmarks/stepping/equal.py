@@ -21,8 +21,8 @@ class Unequal(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What may differ: loss and margins, both absolute, for the loss moves with the margins, whose last digits the script
-    loses (a difference of means of squares, times β); the cosine of the LoRA's gradients is at least so much."""
+    """What may differ: loss and margins, both absolute, for the loss moves with the margins, whose last digits the
+    script loses (a difference of means of squares, times β); the gradients' cosine is at least so much."""
 
     loss: float
     cosine: float

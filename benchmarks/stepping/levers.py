@@ -57,9 +57,9 @@ def peft_casts(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class Lever:
-    """what: is other than in `ours`.  changes: of the configuration.  alter: of the trainer.  on: the kinds of device on
-    which it is tried unless asked for by name.  estimator: whether it is no longer the same expectation.  epochs: gone through before
-    anything is timed."""
+    """what: is other than in `ours`.  changes: of the configuration.  alter: of the trainer.  on: the kinds of device
+    on which it is tried unless asked for by name.  estimator: whether it is no longer the same expectation.  epochs:
+    gone through before anything is timed."""
 
     what: str
     changes: dict[str, Any] = field(default_factory=dict)

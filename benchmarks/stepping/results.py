@@ -1,11 +1,11 @@
-"""What a run of benchmarks/step.py writes and prints."""
+"""What a run of benchmarks/step.py writes and prints; of benchmarks/memory.py, what its numbers depend on."""
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from data import ratio, summary
 
 from diffpref.report import environment
+from stepping.clock import Turn
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICTIONS = Path(__file__).parent / "predictions.json"
@@ -24,7 +25,7 @@ def about(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What the numbers depend on beside the code."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return {
-        "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "settings": settings,
         "environment": environment() | {"triton": installed("triton")} | on_device(device),
         "git": git(),
@@ -67,12 +68,16 @@ def git() -> str:
 # --- conclusions ------------------------------------------------------------------------------------------------------
 
 
-def conclude(report: dict, seconds: dict[str, list[float]], waited: dict[str, list[float]], pairs: int) -> None:
+def conclude(report: dict[str, Any], turns: dict[str, list[Turn]], pairs: int) -> None:
     """Rates, ratios and shares of the limit, into the report's variants."""
+    wall = {name: [turn.seconds for turn in made] for name, made in turns.items()}
+    cpu = {name: [turn.cpu for turn in made] for name, made in turns.items()}
     for name, row in report["variants"].items():
-        row["pairs_a_second"] = summary([pairs / s for s in seconds[name]])
-        row["seconds_a_step"], row["of_that_waiting_for_data"] = summary(seconds[name]), summary(waited[name])
-        row["times_as_fast_as"] = {other: ratio(seconds[other], seconds[name]) for other in AGAINST}
+        row["pairs_a_second"] = summary([pairs / s for s in wall[name]])
+        row["seconds_a_step"], row["cpu_seconds_a_step"] = summary(wall[name]), summary(cpu[name])
+        row["of_that_waiting_for_data"] = summary([turn.waited for turn in turns[name]])
+        row["times_as_fast_as"] = {other: ratio(wall[other], wall[name]) for other in AGAINST}
+        row["times_less_cpu_than"] = {other: ratio(cpu[other], cpu[name]) for other in AGAINST}
     add_floor(report, pairs)
 
 
@@ -88,17 +93,28 @@ def add_floor(report: dict[str, Any], pairs: int) -> None:
         row["share_of_limit"] = floor / row["seconds_a_step"]["median"]
 
 
-HEAD = "| variant | pairs/s | min – max | x script | x with workers | x with cache | x ours | data | limit | ops | waits | saved MB |"
+COLUMNS = ("variant", "pairs/s", "min – max", *(f"x {name}" for name in AGAINST), "CPU s", "data", "limit")
+COUNTED = ("operations", "waits", "saved MB")
 
 
 def line(name: str, row: dict[str, Any], counts: dict[str, Any] | None) -> str:
     """A variant in the table."""
-    rate, times = row["pairs_a_second"], [f"{row['times_as_fast_as'][other]['median']:.2f}" for other in AGAINST]
-    data = statistics.mean(row["of_that_waiting_for_data"][k] for k in ("min", "max")) / row["seconds_a_step"]["median"]
+    rate, seconds = row["pairs_a_second"], row["seconds_a_step"]["median"]
+    cells = [name + " (other estimator)" * row["estimator_changed"], f"{rate['median']:.3g}"]
+    cells += [f"{rate['min']:.3g} – {rate['max']:.3g}"]
+    cells += [f"{row['times_as_fast_as'][other]['median']:.2f}" for other in AGAINST]
+    cells += [
+        f"{row['cpu_seconds_a_step']['median']:.3g}",
+        f"{row['of_that_waiting_for_data']['median'] / seconds:.0%}",
+    ]
+    cells += [f"{row['share_of_limit']:.0%}"]
     seen = counts and [str(counts["operations"]), str(sum(counts["waits"].values())), f"{counts['saved'] / 1e6:.0f}"]
-    cells = [f"{rate['median']:.3g}", f"{rate['min']:.3g} – {rate['max']:.3g}", *times]
-    cells += [f"{data:.0%}", f"{row['share_of_limit']:.0%}", *(seen or ["", "", ""])]
-    return f"| {name}{' (other estimator)' * row['estimator_changed']} | " + " | ".join(cells) + " |"
+    return in_row([*cells, *(seen or [""] * len(COUNTED))])
+
+
+def in_row(cells: Iterable[str]) -> str:
+    """Of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def table(report: dict[str, Any]) -> str:
@@ -111,12 +127,12 @@ def table(report: dict[str, Any]) -> str:
             f"\n{report['base']}, {report['settings']['pairs']} pairs a step, {report['rounds']} rounds of"
             f" {report['settings']['steps']} steps",
             "",
-            HEAD,
-            "|" + "---|" * (HEAD.count("|") - 1),
+            in_row([*COLUMNS, *COUNTED]),
+            "|" + "---|" * len([*COLUMNS, *COUNTED]),
             *rows,
             "",
-            f"Limit: {floor['pairs_a_second']:.3g} pairs/s, {floor['flop_a_pair'] / 1e12:.3g} TFLOP a pair at the rate of"
-            " this machine's products of matrices.",
+            f"Limit: {floor['pairs_a_second']:.3g} pairs/s, {floor['flop_a_pair'] / 1e12:.3g} TFLOP a pair at the rate"
+            " of this machine's products of matrices.",
             f"Equal maths: cosine of the gradients at least {least(report):.6f}, margins at most {margins:.1e} apart.",
             f"Adapter off and on: {toggle['public_ms']:.2f} ms the public way, {toggle['flag_ms']:.3f} ms by a flag"
             f" ({toggle['layers']} layers).",

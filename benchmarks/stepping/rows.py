@@ -43,8 +43,8 @@ class Precomputed(Dataset):
 
 class ScriptRows(Dataset):
     """A row -> both pictures on top of each other, pixels [6,H,W] in [-1,1], winner first, and tokens; as the SD script
-    makes them (bilinear on the picture), or the SDXL script (which decodes the first picture twice, brings the second to
-    its size and resizes both as one float tensor)."""
+    makes them (bilinear on the picture), or the SDXL script (which decodes the first picture twice, brings the second
+    to its size and resizes both as one float tensor)."""
 
     def __init__(self, rows: list[dict[str, Any]], tokenizers: list, resolution: int, sdxl: bool):
         self.rows, self.tokenizers, self.side, self.sdxl = rows, tokenizers, resolution, sdxl

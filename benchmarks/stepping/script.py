@@ -1,9 +1,9 @@
-"""The step of diffusers' example scripts for Diffusion-DPO with LoRA, written anew in their order of work and their dtypes:
+"""The step of diffusers' example scripts for Diffusion-DPO with LoRA, written anew in their order of work and dtypes:
 examples/research_projects/diffusion_dpo/train_diffusion_dpo.py and train_diffusion_dpo_sdxl.py, as of August 2026.
 
-A step decodes its pictures in the training process, encodes them and their prompts, draws noise for 2B and uses half of it,
-runs the policy first and keeps its graph while the reference runs, toggles the adapter by walking the model, reads four
-numbers back, and refreshes its bar. Validation, checkpoints and trackers are left out, as on the other side.
+A step decodes its pictures in the training process, encodes them and their prompts, draws noise for 2B and uses half
+of it, runs the policy first and keeps its graph while the reference runs, toggles the adapter by walking the model,
+reads four numbers back, and refreshes its bar. Validation, checkpoints and trackers are left out, as on the other side.
 """
 
 from collections.abc import Callable, Iterator
