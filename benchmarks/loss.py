@@ -23,7 +23,7 @@ from data import machine, say
 from lossy.cases import DTYPES, SHAPES, Case, Inputs, make
 from lossy.clock import INSIDE, Act, cache_bytes, graphed, microseconds, sets_for_cold, spread
 from lossy.counts import counted
-from lossy.equal import check, distance, exact
+from lossy.equal import Distance, Exact, check, distance, exact
 from lossy.results import about, conclude, table
 from lossy.ways import BY_TRITON, COMPILED, WAYS, Way, ready, run
 from stepping.ceilings import copy_tbs
@@ -35,6 +35,7 @@ from diffpref.triton_kernels.available import cannot_run
 PAIRS = {"cuda": "1,4,16,64", "cpu": "1,4"}
 SETS = {"cuda": 1000, "cpu": 8}  # most sets of inputs; a server's processor has caches of half a gigabyte
 ROUNDS = 2  # turns that each way takes
+COMPILING = 0.7  # most of a case's share of the budget that goes into compiling
 
 
 class Bench:
@@ -49,7 +50,7 @@ class Bench:
         self.args, self.device, self.started = args, device, time.perf_counter()
         self.rows: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
-        self.copy = copy_tbs(device)
+        self.copy, self.compiling = copy_tbs(device), 0.0  # TB/s; seconds that the last compilation took
 
     def left(self) -> float:
         """Seconds of the budget."""
@@ -76,23 +77,25 @@ class Bench:
         x = make(case, self.device, self.args.seed)
         true, rows, ways = exact(x), {}, {}
         for name in self.args.impl:
-            if reason := self.impossible(name, case):
+            if reason := self.impossible(name, case, seconds):
                 self.left_out[f"{name}, {case.name}"] = reason
-                continue
-            ways[name] = self.prepared(name)
-            found = distance(ways[name], x, true)
-            if WAYS[name].timed:
-                check(name, found, case)
-            rows[name] = {"impl": name, "shape": case.shape, "item": case.item, "pairs": case.pairs}
-            rows[name] |= {"dtype": case.dtype, "error": found.row(), "bytes_min": case.bytes_min}
-            rows[name] |= {"floor_us": case.bytes_min / self.copy / 1e6}
-            rows[name] |= counted(name, partial(run, ways[name], x), self.device)
-            self.refuse_waits(name, ways[name], x)
+            else:
+                ways[name] = self.prepared(name)
+                rows[name] = self.row(name, case, ways[name], x, true)
         del true
-        timed = [name for name in ways if self.can_time(name)]
-        for name, found in self.times(case, {name: ways[name] for name in timed}, seconds).items():
+        timed = {name: way for name, way in ways.items() if self.can_time(name)}
+        for name, found in self.times(case, timed, seconds).items():
             rows[name] |= found
         self.rows += rows.values()
+
+    def row(self, name: str, case: Case, way: Way, x: Inputs, true: Exact) -> dict[str, Any]:
+        """All but the times. Raises ValueError for a way whose times would mean nothing."""
+        found = self.distance(name, way, x, true)
+        if way.timed:
+            check(name, found, case)
+        facts = {"impl": name, "shape": case.shape, "item": case.item, "pairs": case.pairs, "dtype": case.dtype}
+        facts |= {"error": found.row(), "bytes_min": case.bytes_min, "floor_us": case.bytes_min / self.copy / 1e6}
+        return facts | counted(name, partial(run, way, x), self.device) | self.syncs(way, x)
 
     def prepared(self, name: str) -> Way:
         """Compiled code is made anew."""
@@ -101,7 +104,15 @@ class Bench:
             torch._inductor.metrics.reset()
         return ready(name)
 
-    def impossible(self, name: str, case: Case) -> str | None:
+    def distance(self, name: str, way: Way, x: Inputs, true: Exact) -> Distance:
+        """From fp64; compiled code is made by it."""
+        started = time.perf_counter()
+        found = distance(way, x, true)
+        if name in COMPILED:
+            self.compiling = time.perf_counter() - started
+        return found
+
+    def impossible(self, name: str, case: Case, seconds: float) -> str | None:
         """Why a way cannot be had."""
         if WAYS[name].graph and self.device.type != "cuda":
             return "CUDA graphs want a GPU"
@@ -111,20 +122,26 @@ class Bench:
             return f"more pairs than are sent through Triton's interpreter ({self.args.interpreted})"
         if name in COMPILED and self.device.type == "cpu" and case.pairs > 1:
             return "on a CPU compiled for one pair only"
+        if name in COMPILED and self.compiling > COMPILING * seconds:
+            return f"the last compilation took {self.compiling:.0f} s, of {seconds:.0f} s that this case has"
         return None
 
     def can_time(self, name: str) -> bool:
         """On a CPU, Triton's kernels run through its interpreter."""
         return WAYS[name].timed and not (name in BY_TRITON and self.device.type == "cpu")
 
-    def refuse_waits(self, name: str, way: Way, x: Inputs) -> None:
-        """On a GPU, once with every wait for the device an error."""
-        if self.device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                run(way, x)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+    def syncs(self, way: Way, x: Inputs) -> dict[str, str | None]:
+        """On a GPU, what CUDA itself says of a wait for the device, if there is one."""
+        if self.device.type != "cuda":
+            return {}
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(way, x)
+        except RuntimeError as error:
+            return {"sync": str(error).splitlines()[0]}
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return {"sync": None}
 
     def times(self, case: Case, ways: dict[str, Way], seconds: float) -> dict[str, dict[str, Any]]:
         """Hot and cold, ROUNDS turns each."""

@@ -115,6 +115,7 @@ def table(report: dict[str, Any]) -> str:
             f"Floor: each wide tensor once, at the {report['copy_tbs']:.3g} TB/s of a copy measured in this process.",
             f"Error of the logit over that of diffusers' formula, the worst row of each: {worst}"
             f" (goal {found['goal']}: {'reached' if found['reached'] else 'not reached'}).",
+            *(f"Waits: {case_of(row)}, {row['impl']}: {row['sync']}" for row in report["rows"] if row.get("sync")),
             *(f"Left out: {name}: {why}" for name, why in report["left_out"].items()),
             f"Load average {load[0]:.1f} at the start, {load[1]:.1f} at the end.",
         ]
