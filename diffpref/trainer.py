@@ -33,7 +33,7 @@ from diffpref.reference_cache import check_draws, reference_table
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.speed import fitting
 from diffpref.speed.attention import choose_attention
-from diffpref.speed.casting import compute_in_input_dtype
+from diffpref.speed.casting import casting_once, compute_in_input_dtype
 from diffpref.speed.compiling import compile_denoiser, eagerly
 from diffpref.speed.fitting import decide, saved_bytes
 from diffpref.speed.layout import channels_last
@@ -111,8 +111,8 @@ class Trainer:
         """How forward passes are made; the result is the same but for rounding."""
         if self.train.gradient_checkpointing is True:
             self.denoiser.enable_gradient_checkpointing()
-        if self.config.lora.compute == "input" and engines.whole(self.accelerator):
-            compute_in_input_dtype(self.denoiser)
+        light = self.config.lora.compute == "input" and engines.whole(self.accelerator)
+        self.casts = compute_in_input_dtype(self.denoiser) if light else []
         self.layout = channels_last(self.denoiser) if self.train.channels_last else torch.preserve_format
 
     def fit(self, item: Item) -> None:
@@ -132,7 +132,13 @@ class Trainer:
         """The loop, and what stands between its batches and its gradients."""
         compile_denoiser(self.denoiser, self.family, self.train.compile)
         kernel = (self.config.model.attention, self.accelerator.device, self.dtype, self.accelerator.autocast)
-        around = choose_attention(self.denoiser, *kernel)
+        attention = choose_attention(self.denoiser, *kernel)
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            with attention(), casting_once(self.casts):
+                yield
+
         alarm = DriftAlarm(self.train.drift_alarm, self.train.on_drift == "stop")
         journal = Journal(self.config, self.accelerator, alarm)
         self.loop = Loop(self.config, self.accelerator, self.denoiser, journal, self.export)

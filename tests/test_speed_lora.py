@@ -1,17 +1,20 @@
 """LoRA switched off by a flag, and LoRA that computes in the base's precision."""
 
 import copy
+import math
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from tiny_pipelines import tiny_sd
+from tiny_runs import make_world, run
 from torch import Tensor
 
 from diffpref.adapters import add_lora, lora_state_dict
-from diffpref.config import LoraSettings
+from diffpref.config import LoopConfig, LoraSettings
 from diffpref.families import family_of
-from diffpref.speed.casting import CastLinear, compute_in_input_dtype
+from diffpref.optimizers import make_optimizer
+from diffpref.speed.casting import CastLinear, casting_once, compute_in_input_dtype
 from diffpref.speed.toggle import lora_off, trained_lora
 
 
@@ -110,21 +113,43 @@ def test_passes_of_one_step_share_a_cast_and_sum_in_fp32():
     for name, p in model.named_parameters():
         if "lora_" in name:
             p.data = p.data.float()
-    compute_in_input_dtype(model)
-    layer = next(m for m in model.modules() if isinstance(m, CastLinear))
+    layers = compute_in_input_dtype(model)
     once = gradients(model, torch.bfloat16)
-    low = layer.low
-    twice = gradients(model, torch.bfloat16, passes=2)
-    assert layer.low is low, "no second cast while the weight is the same"
+    with casting_once(layers):
+        twice = gradients(model, torch.bfloat16, passes=2)
+        assert all(list(layer.kept) == [(torch.bfloat16, True)] for layer in layers), "one cast for both passes"
+        with torch.no_grad():
+            model(*inputs(model, dtype=torch.bfloat16))
+        assert not layers[0].kept[torch.bfloat16, False].requires_grad
     assert all(torch.equal(twice[name], 2 * once[name]) for name in once)
-    with torch.no_grad():
-        layer.weight.mul_(1.01)
-    gradients(model, torch.bfloat16)
-    assert layer.low is not low and torch.equal(layer.low, layer.weight.bfloat16())
-    with torch.no_grad():
-        model(*inputs(model, dtype=torch.bfloat16))
-    assert not layer.low.requires_grad
-    copy.deepcopy(model)
+    assert all(layer.kept is None for layer in layers)
+
+
+def test_what_an_optimiser_changed_is_computed_with():
+    """A fused one changes weights without their version; so does what loads checkpoints."""
+    model = unet().to(torch.bfloat16)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.float()
+    layers = compute_in_input_dtype(model)
+    optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], LoopConfig(learning_rate=0.1))
+    drawn = []
+    for _ in range(3):
+        with casting_once(layers):
+            drawn.append(model(*inputs(model, dtype=torch.bfloat16)).sample)
+            drawn[-1].float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_a_half_precision_run_learns(tmp_path, family):
+    world = make_world(tmp_path, (family,))
+    model = {"pretrained_model_name_or_path": str(world / family), "dtype": "bfloat16"}
+    _, lines, _ = run(world, "half", family, model=model, sample={"prompts": []})
+    losses = [line["loss"] for line in lines]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and len(set(losses)) == len(losses)
 
 
 def test_dora_is_left_alone():
