@@ -132,9 +132,10 @@ class ReferenceConfig:
     Args:
         kind: The same model with its adapter off, or a frozen copy made before training (the choice for full
             fine-tuning).
-        draws: Keep the reference's errors on disk for so many fixed timesteps and noises of each group, and train on
+        draws: Keep the reference's errors on disk for so many fixed timesteps and noises of each row, and train on
             these draws only: runs with other rates, β or objectives share them. It changes the estimator: gradients
-            are right on average over the draws that were kept, not over all. Fresh draws when not given.
+            are right on average over the draws that were kept, not over all. Fresh draws when not given. A table lies
+            in cache.folder and belongs to these base weights, pictures, noise settings and way of computing.
     """
 
     kind: Literal["adapter_off", "frozen_copy"] = "adapter_off"
