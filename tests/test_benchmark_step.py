@@ -156,8 +156,8 @@ def test_the_script_reads_what_the_trainer_reads(sides):
 
 
 def test_counts_by_hand():
-    """A product [4,8]x[8,16] and its weight's gradient, 2·4·8·16 each; the square of [4,16] keeps its input, the product
-    [4,8]; an .item() is a wait."""
+    """A product [4,8]x[8,16] and its weight's gradient, 2·4·8·16 each; the square of [4,16] keeps its input, and the
+    product [4,8]; an .item() is a wait."""
     model, x = torch.nn.Linear(8, 16, bias=False), torch.ones(4, 8)
     counts = count(lambda: model(x).square().sum().backward(), model)
     assert counts.flop == 2 * (2 * 4 * 8 * 16) and counts.saved == 4 * (4 * 8 + 4 * 16) and not counts.waits
