@@ -23,7 +23,8 @@ class Clock:
 
     def __init__(self, warm: int, steps: int, device: torch.device):
         self.warm, self.steps, self.device = warm, steps, device
-        self.count, self.waited, self.started, self.seconds, self.cpu = 0, 0.0, 0.0, 0.0, 0.0
+        self.count, self.waited, self.started, self.cpu = 0, 0.0, 0.0, 0.0
+        self.result: Turn | None = None
 
     def tick(self) -> None:
         """A step is over."""
@@ -31,7 +32,8 @@ class Clock:
         if self.count == self.warm:
             self.waited, self.started, self.cpu = 0.0, self.now(), time.process_time()
         elif self.count == self.warm + self.steps:
-            self.seconds, self.cpu = self.now() - self.started, time.process_time() - self.cpu
+            totals = self.now() - self.started, self.waited, time.process_time() - self.cpu
+            self.result = Turn(*(total / self.steps for total in totals))
 
     def now(self) -> float:
         """The time at which the device has done all it was given."""
@@ -51,7 +53,7 @@ class Clock:
             yield batch
 
     def turn(self) -> Turn:
-        """Of one step. Raises RuntimeError where the steps were not all made."""
-        if self.count != self.warm + self.steps:
+        """Of one step. Raises RuntimeError where not all steps were made."""
+        if self.result is None:
             raise RuntimeError(f"{self.count} steps were made, not {self.warm + self.steps}")
-        return Turn(*(total / self.steps for total in (self.seconds, self.waited, self.cpu)))
+        return self.result

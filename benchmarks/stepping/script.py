@@ -233,7 +233,7 @@ class Script:
         clock = Clock(warm, steps, self.accelerator.device)
         self.bar = tqdm(total=warm + steps, desc="script")
         batches = self.forever()
-        for batch, _ in zip(clock.watched(batches), range(warm + steps), strict=False):
+        for _, batch in zip(range(warm + steps), clock.watched(batches), strict=False):
             self.step(batch)
             clock.tick()
         batches.close()
