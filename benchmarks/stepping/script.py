@@ -130,7 +130,7 @@ class Script:
         self.trained = [p for p in self.bare.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self.trained, lr=recipe.rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
         schedule = get_scheduler("constant", optimizer)
-        loader = self.loader(ScriptRows(rows, self.tokenizers(), resolution, self.sdxl))
+        loader = self.make_loader(ScriptRows(rows, self.tokenizers(), resolution, self.sdxl))
         self.unet, self.optimizer, self.loader, self.schedule = self.accelerator.prepare(
             self.bare, optimizer, loader, schedule
         )
@@ -140,7 +140,7 @@ class Script:
         """One, or two."""
         return [self.pipe.tokenizer, *([self.pipe.tokenizer_2] if self.sdxl else [])]
 
-    def loader(self, rows: ScriptRows) -> DataLoader:
+    def make_loader(self, rows: ScriptRows) -> DataLoader:
         """The script's; or, granted latents and text, one that only stacks them."""
         data = Precomputed([self.encoded(stacked([row])) for row in rows]) if self.recipe.cached else rows
         return DataLoader(
