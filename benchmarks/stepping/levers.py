@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from diffpref.config import Config
@@ -44,17 +43,6 @@ def public_toggle(trainer: Trainer) -> None:
     trainer.learner.models = replace(trainer.learner.models, base=reference)
 
 
-def peft_casts(trainer: Trainer) -> None:
-    """Inputs of every LoRA layer cast to its fp32, as peft does."""
-    for layer in (module for module in trainer.denoiser.modules() if isinstance(module, LoraLinear)):
-        layer.cast_input_dtype_enabled = True
-        for halves in (layer.lora_A, layer.lora_B):
-            for name, half in halves.items():
-                plain = nn.Linear(half.in_features, half.out_features, bias=half.bias is not None, device="meta")
-                plain.weight, plain.bias = half.weight, half.bias
-                halves[name] = plain
-
-
 @dataclass(frozen=True)
 class Lever:
     """what: is other than in `ours`.  changes: of the configuration.  alter: of the trainer.  on: the kinds of device
@@ -83,7 +71,7 @@ LEVERS: dict[str, Lever] = {
     "fast": Lever("compile and channels-last", {"train.compile": "inductor", "train.channels_last": True}, on=()),
     "bf16": Lever("bf16", HALF, on=CPU),
     "fp32": Lever("fp32", WHOLE, on=GPU),
-    "no_casting": Lever("peft's own casts of a LoRA's input", HALF, alter=peft_casts),
+    "no_casting": Lever("peft's own casts of a LoRA's input", HALF | {"lora.compute": "float32"}),
     "public_toggle": Lever("diffusers' disable_adapters and enable_adapters", alter=public_toggle),
     "torch_kernel": Lever("the loss in PyTorch", {"train.kernel": "torch"}, on=GPU),
     "plain_adamw": Lever("AdamW in more than one kernel", {"train.optimizer": "adamw_unfused"}),
