@@ -132,7 +132,9 @@ def estimates(products: Products) -> dict[str, Callable[[Weighted], Array]]:
         return lambda over: 1 + (over.mean(products_) - over.mean(twice)) / (variance(over) - data(over))
 
     def whole(way: str) -> Callable[[Weighted], Array]:
-        return lambda over: products.pairs * (over.mean(products.whole(way)) - mean2(over)) / variance(over)
+        """1 + C/V from the lengths of steps' gradients less those of their pairs' (whose tails are heavy)."""
+        crossed = products.pairs * products.whole(way) - products.lengths((way,))
+        return lambda over: 1 + (over.mean(crossed) - (products.pairs - 1) * mean2(over)) / variance(over)
 
     def stratified(over: Weighted) -> Array:
         return strata(over) - mean2(over)
