@@ -2,16 +2,16 @@
 
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from diffpref.config import RunConfig
-from diffpref.metrics import Window, append_line
+from diffpref.metrics import Values, Window, append_line
 from diffpref.stability import DriftAlarm, Moments
 
 SHOWN = (  # in the progress bar, as far as there is one
@@ -49,8 +49,8 @@ class Journal:
         total = self.config.train.max_train_steps
         self.bar = tqdm(total=total, initial=step, desc="training", unit="step", disable=not self.main)
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Vectors of one step."""
+    def add(self, metrics: Mapping[str, Values]) -> None:
+        """Numbers of one step."""
         self.window.add(metrics)
 
     def name_faults(self, step: int, faults: tuple[str, ...]) -> None:

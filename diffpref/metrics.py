@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,17 +13,18 @@ from diffpref.objectives import preference_metrics
 from diffpref.stability import Moments
 
 TIMESTEP_BINS = 4
+Values = Tensor | tuple[Tensor, Tensor]  # of any length; or of that length, and which of them count
 
 
-def step_metrics(errors: Errors, level: Tensor, batch: Structure, loss: Tensor, beta: float) -> dict[str, Tensor]:
-    """Vectors of one step, each any length: the objective's metrics, and accuracies by quarter of the noise
-    schedule, whose level [N] lies in [0,1)."""
-    metrics = {"loss": loss.detach()} | preference_metrics(errors.detach(), batch, beta=beta)
-    accuracies = metrics.get("rewards/accuracies")
-    if accuracies is not None:
-        quarter = (level[batch.chosen] * TIMESTEP_BINS).long()
-        metrics |= {f"accuracies/t{q}": accuracies[quarter == q] for q in range(TIMESTEP_BINS)}
-    return metrics
+def step_metrics(errors: Errors, level: Tensor, batch: Structure, loss: Tensor, beta: float) -> dict[str, Values]:
+    """Numbers of one step: the objective's metrics, and accuracies by quarter of the noise schedule, whose level [N]
+    lies in [0,1). Nothing here waits for the device: to pick the pairs of a quarter out would."""
+    found = {"loss": loss.detach()} | preference_metrics(errors.detach(), batch, beta=beta)
+    accuracies = found.get("rewards/accuracies")
+    if accuracies is None:
+        return {**found}
+    quarter = (level[batch.chosen] * TIMESTEP_BINS).long()
+    return found | {f"accuracies/t{q}": (accuracies, quarter == q) for q in range(TIMESTEP_BINS)}
 
 
 class Window:
@@ -32,10 +33,12 @@ class Window:
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add vectors of one step."""
+    def add(self, metrics: Mapping[str, Values]) -> None:
+        """Add numbers of one step."""
         for key, values in metrics.items():
-            total = torch.stack([values.sum(), (values * values).sum(), values.new_tensor(values.numel())]).double()
+            values, counted = values if isinstance(values, tuple) else (values, torch.ones_like(values))
+            values = torch.where(counted > 0, values, 0.0)
+            total = torch.stack([values.sum(), (values * values).sum(), counted.sum().to(values)]).double()
             self.totals[key] = self.totals[key] + total if key in self.totals else total
 
     def close(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Moments]:
