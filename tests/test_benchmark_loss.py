@@ -204,7 +204,7 @@ def drawn(steps: int, pairs: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def test_known_variances_are_found():
-    found = measured(drawn(steps=250, pairs=8, seed=0), NoiseConfig())
+    found = measured(drawn(steps=400, pairs=8, seed=0), NoiseConfig())
     expected = {  # V = 1 + 0.75 + 3
         "mean squared": 1.0,
         "variance of a pair": 4.75,
@@ -225,7 +225,7 @@ def test_known_variances_are_found():
     }
     for name, value in expected.items():
         row = found[name]
-        assert row["value"] == pytest.approx(value, abs=0.12 * max(1, value)), name
+        assert row["value"] == pytest.approx(value, abs=0.15 * max(1, value)), name
         assert row["low"] - 0.05 <= value <= row["high"] + 0.05, name
 
 
