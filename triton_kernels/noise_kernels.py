@@ -42,8 +42,9 @@ def negative_log2(x):
 def normal_of(word):
     """uint32 -> standard normal: Φ⁻¹((1 + q)/2) with q = (2v + 1)/2^32, v the word as a signed integer."""
     negative = word > 0x7FFFFFFF
-    odd = tl.where(negative, ~word, word) * 2 + 1
-    rest = ~odd + 1  # 2^32 − odd
+    # bits are turned by ^: Triton 3.8's interpreter knows no ~ of unsigned numbers
+    odd = tl.where(negative, word ^ 0xFFFFFFFF, word) * 2 + 1
+    rest = (odd ^ 0xFFFFFFFF) + 1  # 2^32 − odd
     q, p = odd.to(tl.float32) * 2.3283064365386963e-10, rest.to(tl.float32) * 2.3283064365386963e-10
     w = negative_log2(p * (2.0 - p))
     z = q * tl.where(w < SPLIT, polynomial(CENTRAL, TERMS, w - MIDDLE), polynomial(TAIL, TERMS, w - FAR))

@@ -66,6 +66,7 @@ def configuration(cell: Cell, place: Place) -> dict[str, Any]:
         "objective": cell.objective,
         "train": {
             "max_train_steps": cell.steps,
+            "gradient_checkpointing": False,  # to measure whether they fit is a pass that nobody asked for
             "train_batch_size": BATCH // view.items,
             "learning_rate": cell.rate,
             "lr_scheduler": "cosine",
