@@ -45,8 +45,9 @@ class Structure:
         return self.pairs[:, 1]
 
     def to(self, device: torch.device) -> "Structure":
-        """The same structure on another device."""
-        return Structure(*(None if value is None else value.to(device) for value in vars(self).values()))
+        """The same structure on another device; the host does not wait for the copies."""
+        there = (None if value is None else value.to(device, non_blocking=True) for value in vars(self).values())
+        return Structure(*there)
 
 
 USERS = "users/"  # what is known of users, among the conditioning: not for the denoiser as it stands

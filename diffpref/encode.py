@@ -92,7 +92,7 @@ class Encoder:
         if self.features:
             structure = replace(structure, features=prompt_features(conditioning))
         return Encoded(
-            self.encode_images(batch)[batch.picture.to(self.device)],
+            self.encode_images(batch)[batch.picture.to(self.device, non_blocking=True)],
             self.family.describe(batch, conditioning) | self.users(batch),
             batch.keys,
             structure,
@@ -100,7 +100,7 @@ class Encoder:
 
     def users(self, batch: PreferenceBatch) -> Conditioning:
         """What is known of the user of each item, under names of its own."""
-        group, known = batch.structure.group.to(self.device), batch.users or {}
+        group, known = batch.structure.group.to(self.device, non_blocking=True), batch.users or {}
         return {USERS + name: value.to(self.device, non_blocking=True)[group] for name, value in known.items()}
 
     def encode_images(self, batch: PreferenceBatch) -> Tensor:
@@ -119,7 +119,7 @@ class Encoder:
             return moments
         mean, std = moments.chunk(2, dim=1)
         draws = [torch.randn(mean.shape[1:], generator=g) for g in self.posterior_generators(batch)]
-        return mean + std * torch.stack(draws).to(mean.device)
+        return mean + std * torch.stack(draws).to(mean.device, non_blocking=True)
 
     def posterior_generators(self, batch: PreferenceBatch) -> list[torch.Generator]:
         """One generator for each picture in turn; the pictures of a group share theirs, drawing one after the other."""

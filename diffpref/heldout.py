@@ -113,7 +113,8 @@ class HeldOut:
         training = denoiser.training
         denoiser.eval()
         try:
-            policy, advantage = np.concatenate([self.errors(encoded) for encoded in self.encoded], axis=1)
+            with self.learner.around():
+                policy, advantage = np.concatenate([self.errors(encoded) for encoded in self.encoded], axis=1)
         finally:
             denoiser.train(training)
         pairs, known = self.structure.pairs.numpy(), self.structure.probability
@@ -140,7 +141,8 @@ class HeldOut:
         there = moved(self.encoded[0], self.learner.encoder.device)
         weights = [p for p in self.learner.models.denoiser.parameters() if p.requires_grad]
         with self.learner.accelerator.no_sync(self.learner.models.denoiser):  # DDP would wait for a backward pass
-            found = [self.gradient(there, weights, DRAWS + draw) for draw in range(self.gradients)]
+            with self.learner.around():
+                found = [self.gradient(there, weights, DRAWS + draw) for draw in range(self.gradients)]
         return noise_scale(torch.stack(found).double())
 
     def gradient(self, there: Encoded, weights: list[Tensor], seed: int) -> Tensor:

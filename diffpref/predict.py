@@ -41,6 +41,14 @@ def frozen_copy(denoiser: nn.Module) -> Reference:
     return reference
 
 
+def others(reference: Reference | None, denoiser: nn.Module) -> list[nn.Module]:
+    """The reference, where it is a model of its own."""
+    if reference is None:
+        return []
+    with reference() as model:
+        return [] if model is denoiser else [model]
+
+
 REFERENCES: dict[str, Callable[[nn.Module], Reference]] = {"adapter_off": adapter_off, "frozen_copy": frozen_copy}
 
 

@@ -28,14 +28,14 @@ from diffpref.loop import Loop, check_trackers, in_folder
 from diffpref.needs import check_needs, check_validation, compares
 from diffpref.noise import check_strategy, parameterization
 from diffpref.objectives import OBJECTIVES
-from diffpref.predict import REFERENCES, Models
+from diffpref.predict import REFERENCES, Models, others
 from diffpref.reference_cache import check_draws, reference_table
 from diffpref.run_folder import checkpoint_to_resume
 from diffpref.speed import fitting
 from diffpref.speed.attention import choose_attention
 from diffpref.speed.casting import casting_once, compute_in_input_dtype
 from diffpref.speed.compiling import compile_denoiser, eagerly
-from diffpref.speed.fitting import decide, saved_bytes
+from diffpref.speed.fitting import decide, for_all, saved_bytes
 from diffpref.speed.layout import channels_last
 from diffpref.stability import DriftAlarm
 from diffpref.users.training import Draws, Personal
@@ -90,7 +90,6 @@ class Trainer:
         self.base_facts = module_facts(self.denoiser) if self.config.reference.draws and self.main else []
         self.dtype = self.prepare_weights()
         self.prepare_passes()
-        self.reference = REFERENCES[self.config.reference.kind](self.denoiser) if compares(self.config) else None
         self.sizes = pair_sizes(self.config.data, self.native_resolution(), self.multiple(), self.checked.sizes)
 
     def prepare_weights(self) -> torch.dtype:
@@ -116,23 +115,30 @@ class Trainer:
         self.layout = channels_last(self.denoiser) if self.train.channels_last else torch.preserve_format
 
     def fit(self, item: Item) -> None:
-        """Recompute activations if those of this run's largest batch do not fit."""
-        encoded, noised = first = next(split(item, 1))
+        """Recompute activations if those of as many items as this first batch has, at the largest size of the run, do
+        not fit beside gradients and what the optimiser keeps."""
         own = replace(self.learner.models, denoiser=self.denoiser)  # an engine would wait for a backward pass
-        one = saved_bytes(self.denoiser, lambda: own.policy(noised.x_t, noised.t, encoded.conditioning))
-        area = first[1].x_t[0, 0].numel() * self.pipe.vae_scale_factor**2
+
+        def kept(count: int) -> int:
+            encoded, noised = next(split(item, count))
+            return saved_bytes(self.denoiser, lambda: own.policy(noised.x_t, noised.t, encoded.conditioning))
+
         count = min(len(item[1].t), self.train.gradient_cache or len(item[1].t))
-        needed = one * count * int(np.prod(self.sizes, axis=-1).max()) // area
-        recompute, said = decide(needed, fitting.free_bytes(self.accelerator.device), self.patience.any)
+        area = item[1].x_t[0, 0].numel() * self.pipe.vae_scale_factor**2
+        needed = for_all(kept(1), kept(2) if count > 1 else 0, count, int(np.prod(self.sizes, axis=-1).max()) / area)
+        free = fitting.free_bytes(self.accelerator.device) - fitting.still_to_come(self.denoiser)
+        recompute, said = decide(needed, free, self.patience.any)
         self.accelerator.print(said)
         if recompute:
             self.denoiser.enable_gradient_checkpointing()
 
     def prepare_training(self) -> None:
         """The loop, and what stands between its batches and its gradients."""
-        compile_denoiser(self.denoiser, self.family, self.train.compile)
         kernel = (self.config.model.attention, self.accelerator.device, self.dtype, self.accelerator.autocast)
         attention = choose_attention(self.denoiser, *kernel)
+        reference = REFERENCES[self.config.reference.kind](self.denoiser) if compares(self.config) else None
+        for model in [self.denoiser, *others(reference, self.denoiser)]:  # policy and reference must round alike
+            compile_denoiser(model, self.family, self.train.compile)
 
         @contextmanager
         def around() -> Iterator[None]:
@@ -144,7 +150,7 @@ class Trainer:
         self.loop = Loop(self.config, self.accelerator, self.denoiser, journal, self.export)
         users = self.personal.module if self.personal else None
         own = (self.dtype, self.accelerator.autocast, users, self.layout)
-        models = Models(self.family, self.loop.policy, self.reference, *own)
+        models = Models(self.family, self.loop.policy, reference, *own)
         place = (self.accelerator, models, self.encoder, self.parameterization)
         auto = self.train.gradient_checkpointing == "auto" and engines.whole(self.accelerator)
         fit = self.fit if auto else None

@@ -170,7 +170,7 @@ def name(pipe, config: Config = BASE, precision: torch.dtype = torch.float32, **
 def test_what_does_not_reach_the_reference_shares_the_table(pipe):
     same = (
         replace(BASE, objective=ObjectiveConfig(name="ipo", beta=1.0, error_space="sample")),
-        replace(BASE, train=replace(BASE.train, seed=5, learning_rate=1.0, train_batch_size=7, kernel="torch")),
+        replace(BASE, train=replace(BASE.train, seed=5, learning_rate=1.0, train_batch_size=7)),
         replace(BASE, lora=replace(BASE.lora, rank=2), data=replace(BASE.data, path="elsewhere", num_workers=0)),
     )
     assert {name(pipe, config) for config in same} == {name(pipe)}
@@ -180,6 +180,7 @@ def test_what_does_not_reach_the_reference_shares_the_table(pipe):
 def test_what_does_has_a_table_of_its_own(pipe):
     others = [
         name(pipe, replace(BASE, noise=NoiseConfig(strategy="independent"))),
+        name(pipe, replace(BASE, train=replace(BASE.train, kernel="torch"))),
         name(pipe, replace(BASE, noise=NoiseConfig(timesteps="logit_normal"))),
         name(pipe, replace(BASE, noise=NoiseConfig(stratified=True))),
         name(pipe, replace(BASE, noise=NoiseConfig(source="philox"))),

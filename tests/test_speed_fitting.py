@@ -7,7 +7,7 @@ from tiny_runs import distance, make_world, run
 from torch import nn
 
 from diffpref.speed import fitting
-from diffpref.speed.fitting import decide, free_bytes, saved_bytes
+from diffpref.speed.fitting import decide, for_all, free_bytes, saved_bytes, still_to_come
 
 
 def test_what_a_pass_keeps_is_counted_once_and_weights_are_not():
@@ -29,6 +29,26 @@ def test_recomputing_keeps_less_and_draws_the_same():
     assert saved_bytes(unet, lambda: unet(*inputs).sample) < 0.7 * whole
     assert 1.9 * whole < twice < 2.1 * whole, "what one item needs says what many do"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_kept_once_is_counted_once():
+    """Weights that autocast has cast: one item says too much of many, two tell them from what each item keeps."""
+    unet = tiny_sd().unet.train()
+    text = torch.randn(6, 5, unet.config["cross_attention_dim"])
+    inputs = torch.randn(6, 4, 16, 16), torch.arange(6) * 100, text
+
+    def kept(count: int) -> int:
+        with torch.autocast("cpu", torch.bfloat16):
+            return saved_bytes(unet, lambda: unet(*[x[:count] for x in inputs]).sample)
+
+    assert for_all(kept(1), kept(2), 6, 1.0) == pytest.approx(kept(6), rel=0.02) and 6 * kept(1) > 1.2 * kept(6)
+    assert for_all(10, 0, 1, 4.0) == 40 and for_all(10, 14, 3, 2.0) == 6 + 3 * 4 * 2
+
+
+def test_gradients_and_moments_come_later():
+    model = nn.Linear(6, 10)
+    model.bias.requires_grad_(False)
+    assert still_to_come(model) == 3 * 4 * 60
 
 
 @pytest.mark.parametrize(("needed", "recompute"), [(79, False), (81, True)])

@@ -27,6 +27,7 @@ LEVERS = {
     "sdpa": {"model": {"attention": "sdpa"}},
     "casts at every layer": {"lora": {"compute": "float32"}},
 }
+HALF = {"model": {"dtype": "bfloat16"}}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,13 @@ def test_a_lever_changes_only_rounding(world, plain, lever):
     assert distance(folder, plain) < 1e-5
     moved = sum(float(value.abs().sum()) for name, value in weights(folder).items() if "lora_B" in name)
     assert moved > 0, "something was trained"
+
+
+def test_in_half_precision_casts_change_no_more_than_rounding_there_does(world, plain):
+    """Beside the run in fp32: the adapter that computes in bf16 trains what the one that is cast to fp32 trains."""
+    light, cast = (trained(world, name, HALF | {"lora": {"compute": name}}) for name in ("input", "float32"))
+    assert 0 < distance(light, cast) < 2 * distance(cast, plain)
+    assert distance(light, plain) < 2 * distance(cast, plain) < 0.1
 
 
 @pytest.mark.parametrize("lever", [lever for lever in LEVERS if lever != "cache"])

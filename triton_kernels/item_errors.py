@@ -114,12 +114,14 @@ def advantage_of(
     part, error, rate, weight, weight_row, reference_error, reference_error_row, item, there, splits,
     COMPARED: tl.constexpr,
 ):  # fmt: skip
-    """A by item, fp64: from the fused sums, or from the reference's error, known beforehand."""
+    """A by item, fp64: from the fused sums, or from the reference's error, known beforehand. That one is fp32, and so
+    is the policy's before the two are compared: equal predictions have an advantage of 0."""
     if COMPARED:
         return rate * column(part, item, there, splits, ADVANTAGE)
     else:
         known = tl.load(reference_error + item * reference_error_row, mask=there, other=0.0).to(tl.float64)
-        return tl.load(weight + item * weight_row, mask=there, other=0.0).to(tl.float64) * known - error
+        w = tl.load(weight + item * weight_row, mask=there, other=0.0).to(tl.float64)
+        return (w * known).to(tl.float32).to(tl.float64) - error.to(tl.float32).to(tl.float64)
 
 
 @triton.jit

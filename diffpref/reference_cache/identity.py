@@ -46,8 +46,8 @@ def path_facts(config: Config, precision: torch.dtype, device: torch.device) -> 
     """How forward passes are computed. Policy and reference must round alike: in half precision two kernels' errors of
     one prediction differ by more than the logit bears."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    ways = [config.train.compile, config.train.channels_last, config.model.attention]
-    return [str(precision), config.train.mixed_precision, machine, *ways]
+    ways = [config.train.kernel, config.train.compile, config.train.channels_last, config.model.attention]
+    return [str(precision), config.train.mixed_precision, machine, torch.__version__, *ways]
 
 
 def encoder_facts(pipe: DiffusionPipeline, cache: DiskCache | None) -> list:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from diffpref.families import Family
 
+# Policy and reference are two graphs, fused differently. Without the roundings of eager mode inside of fused kernels, in
+# half precision, they would differ by more than a preference does where they are equal.
+OPTIONS = {"inductor": {"emulate_precision_casts": True}}
 GRAPHS = 64  # of one piece of code, after which torch computes without them; its own 8 would not do for some runs
 
 
@@ -30,7 +33,7 @@ def compile_denoiser(denoiser: nn.Module, family: Family, backend: str) -> None:
     allow_graphs()
     check_backend(backend, next(denoiser.parameters()).device)
     for part in PARTS[family.denoiser](denoiser):
-        part.compile(backend=backend)
+        part.compile(backend=backend, options=OPTIONS.get(backend))
 
 
 def blocks(denoiser: nn.Module) -> list[nn.Module]:

@@ -27,6 +27,18 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(size for address, size in kept.items() if address not in own)
 
 
+def for_all(one: int, two: int, count: int, growth: float) -> int:
+    """Bytes that `count` items keep, at `growth` times the area, from what one and two of them keep; two is 0 where
+    there is only one. Some is kept once for all: weights that autocast has cast."""
+    each = two - one if two else one
+    return int(one - each + count * each * growth)
+
+
+def still_to_come(model: nn.Module) -> int:
+    """Bytes of gradients and of an optimiser's two moments, before the first step; fp32."""
+    return 3 * sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that this process could still have on the device."""
     if device.type != "cuda":
