@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from diffpref.families import Family
 
-# Policy and reference are two graphs, fused differently. Without eager mode's roundings inside of fused kernels they would,
-# in half precision, differ by more than a preference does, even where they are equal.
+# Policy and reference are two graphs, fused differently. In half precision, without eager mode's roundings inside of
+# fused kernels, they would differ by more than a preference does even where they are equal.
 OPTIONS = {"inductor": {"emulate_precision_casts": True}}
 GRAPHS = 64  # of one piece of code, after which torch computes without them; its own 8 would not do for some runs
 
