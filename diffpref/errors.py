@@ -66,7 +66,7 @@ def item_errors(
     """
     if drift and reference is None and reference_error is not None:
         raise ValueError("a drift is a distance to the reference's prediction, not its error; give the prediction")
-    compute = by_triton if triton_computes(kernel, policy.device) else by_torch
+    compute = by_triton if use_triton(kernel, policy.device) else by_torch
     return compute(policy, reference, target, weight, drift, mask, reference_error)
 
 
@@ -118,15 +118,10 @@ def parts(target: Tensor | Mixture) -> dict[str, Tensor]:
     return {"target": target}
 
 
-def triton_computes(kernel: str, device: torch.device) -> bool:
-    """Whether Triton computes errors on this device. Raises ValueError for triton where it cannot run."""
-    return use_triton(kernel, device)
-
-
 def check_kernel(kernel: str, device: torch.device) -> bool:
-    """`triton_computes`, to be asked before a run; where it does, the kernels are imported, so that what is broken
+    """`use_triton`, to be asked before a run; where it does, the kernels are imported, so that what is broken
     about Triton is known at the start."""
-    computes = triton_computes(kernel, device)
+    computes = use_triton(kernel, device)
     if computes:
         from diffpref.triton_kernels import preference_head  # noqa: F401
     return computes

@@ -74,7 +74,7 @@ class Trainer:
     # --- before the loop --------------------------------------------------------------------------------------------
 
     def prepare_model(self) -> None:
-        """The pipeline, its denoiser with what trains in fp32, and the reference."""
+        """The pipeline, and its denoiser with what trains in fp32."""
         self.pipe = load_pipeline(self.config.model).to(self.accelerator.device)
         self.family = family_of(self.pipe)
         self.parameterization = parameterization(self.pipe.scheduler)

@@ -199,7 +199,7 @@ def test_a_mixed_target_is_the_written_one(kernel, dtype):
 
 @pytest.mark.parametrize("kernel", ["triton", "torch"])
 def test_a_references_error_stands_for_the_reference(kernel):
-    """A = w·e_ref − e, without rounding e_ref to anything; its gradient is −de/dp."""
+    """A = w·e_ref − e; its gradient is −de/dp."""
     p, r, y, w = inputs((3, 4, 6, 5), gap=0.3)
     known = exact(r, r, y, torch.ones_like(w))[0].float()
     p.requires_grad_()
@@ -207,6 +207,15 @@ def test_a_references_error_stands_for_the_reference(kernel):
     torch.testing.assert_close(found.advantage.double(), exact(p.detach(), r, y, w)[1], rtol=0, atol=1e-6)
     by_advantage = torch.autograd.grad(found.advantage.sum(), p, retain_graph=True)[0]
     assert torch.equal(by_advantage, -torch.autograd.grad(found.policy.sum(), p)[0])
+
+
+@pytest.mark.parametrize("kernel", ["triton", "torch"])
+def test_equal_predictions_have_no_advantage_over_a_kept_error_either(kernel):
+    """The kept number is fp32; where it is that of this very prediction, the loss starts at ln 2."""
+    p, _, y, w = inputs((5, 4, 7, 9))
+    known = item_errors(p, None, y, torch.ones_like(w), kernel=kernel).policy
+    found = item_errors(p, None, y, torch.ones_like(w), reference_error=known, kernel=kernel)
+    assert not found.advantage.any()
 
 
 def test_without_a_reference_there_is_no_advantage():

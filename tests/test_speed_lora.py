@@ -29,6 +29,15 @@ def unet(**settings) -> UNet2DConditionModel:
     return pipe.unet
 
 
+def half_unet() -> UNet2DConditionModel:
+    """The same on a bf16 base; its own weights are fp32, as they are in training."""
+    model = unet().to(torch.bfloat16)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data = p.data.float()
+    return model
+
+
 def inputs(model: UNet2DConditionModel, n: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(1)
     width = model.config["cross_attention_dim"]
@@ -90,10 +99,7 @@ def test_in_fp32_nothing_changes():
 
 
 def test_in_bf16_it_differs_by_rounding_and_gradients_are_fp32():
-    model = unet().to(torch.bfloat16)
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data = p.data.float()
+    model = half_unet()
     exact = copy.deepcopy(model).float()
     names = lora_state_dict(model).keys()
     plain, plain_grads = model(*inputs(model, dtype=torch.bfloat16)).sample, gradients(model, torch.bfloat16)
@@ -109,10 +115,7 @@ def test_in_bf16_it_differs_by_rounding_and_gradients_are_fp32():
 
 
 def test_passes_of_one_step_share_a_cast_and_sum_in_fp32():
-    model = unet().to(torch.bfloat16)
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data = p.data.float()
+    model = half_unet()
     layers = compute_in_input_dtype(model)
     once = gradients(model, torch.bfloat16)
     with casting_once(layers):
@@ -127,10 +130,7 @@ def test_passes_of_one_step_share_a_cast_and_sum_in_fp32():
 
 def test_what_an_optimiser_changed_is_computed_with():
     """A fused one changes weights without their version; so does what loads checkpoints."""
-    model = unet().to(torch.bfloat16)
-    for name, p in model.named_parameters():
-        if "lora_" in name:
-            p.data = p.data.float()
+    model = half_unet()
     layers = compute_in_input_dtype(model)
     optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], LoopConfig(learning_rate=0.1))
     drawn = []

@@ -239,7 +239,7 @@ class TrainConfig(LoopConfig):
 
     gradient_cache: int | None = None
     gradient_noise_draws: int = 0
-    # of more than the loop's own: whoever reads the loop's section asks whether it is true
+    # auto is for this loop alone: others have only true and false
     gradient_checkpointing: bool | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
     kernel: Literal["auto", "torch", "triton"] = "auto"
     compile: Literal["none", "inductor", "aot_eager", "eager"] = "none"
